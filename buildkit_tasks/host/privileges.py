@@ -9,8 +9,12 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.hints import find_typed_command
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
 
 __all__ = ["command_as_root", "list_missing_capabilities", "rerun_as_root", "user_name"]
 
@@ -33,12 +37,25 @@ def command_as_root(command: str) -> str:
 def rerun_as_root(*env: str) -> str:
     """Return the command that runs this process's own command line as root, with these ``NAME=VALUE`` set.
 
+    A typed option would override its variable ``INVOKE_BUILDKIT_OPTION``, and is left out.
     Its program is named by its path: root's PATH does not contain the user's virtual environments.
     """
     program, *arguments = find_typed_command()
     path = os.path.abspath(shutil.which(program) or program)  # noqa: PTH100 - a link stays: it selects a venv
     prefix = ["env", *env] if env else []
-    return command_as_root(shlex.join([*prefix, path, *arguments, *sys.argv[1:]]))
+    names = [variable.partition("=")[0] for variable in env]
+    options = [f"--{name.removeprefix('INVOKE_BUILDKIT_').lower().replace('_', '-')}" for name in names]
+    return command_as_root(shlex.join([*prefix, path, *arguments, *_drop_options(sys.argv[1:], options)]))
+
+
+def _drop_options(arguments: Iterable[str], options: Collection[str]) -> Iterator[str]:
+    """Yield the arguments without ``OPTION VALUE`` and ``OPTION=VALUE``."""
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument in options:
+            next(remaining, None)
+        elif argument.partition("=")[0] not in options:
+            yield argument
 
 
 def user_name() -> str:

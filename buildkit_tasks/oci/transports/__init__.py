@@ -147,6 +147,7 @@ def _open_path(name: str) -> AbstractContextManager[Source] | None:
     if not _path_exists(path):
         check_prefix(name)
         if name.startswith((".", "/", "~")) or path.suffix in ARCHIVE_SUFFIXES:
+            _check_permission(path)
             raise UsageError(f"{name} does not exist", hint=_build_hint("type=oci", name))
         check_forgotten_suffix(name)
         return None
@@ -249,6 +250,16 @@ def _require_path(details: str, syntax: str) -> Path:
     if not details:
         raise UsageError("the image name has no path", hint=f"write it as {syntax}")
     return Path(details)
+
+
+def _check_permission(path: Path) -> None:
+    """Raise :class:`UsageError` if it cannot be told whether the path exists."""
+    try:
+        path.stat()
+    except PermissionError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError):
+        pass  # it does not exist
 
 
 def _path_exists(path: Path) -> bool:

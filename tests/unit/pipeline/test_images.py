@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import replace
@@ -98,6 +99,16 @@ def test_similar_name(resolver: ImageResolver, monkeypatch: pytest.MonkeyPatch) 
             pass
         assert excinfo.value.message.endswith(f"; did you mean {suggestion}?" if suggestion else name)
         assert excinfo.value.hint == (None if suggestion else "docker login r.example")
+
+
+def test_archive_in_unreadable_folder(resolver: ImageResolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path, **_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)  # root may read every folder
+    message = r"dist/app\.tar cannot be read: Permission denied"
+    with pytest.raises(UsageError, match=message), resolver.open("dist/app.tar"):
+        pass
 
 
 def test_failed_build(resolver: ImageResolver) -> None:

@@ -131,19 +131,25 @@ def test_listening_daemon_is_described(
 
 
 @pytest.mark.parametrize(
-    ("uid", "hint"),
+    ("uid", "options", "hint"),
     [
-        (0, "inv setup-builder --engine=auto"),
-        (1000, "su -c 'env INVOKE_BUILDKIT_ENGINE=auto /bin/inv build-multiarch'"),
+        (0, [], "inv setup-builder --engine=auto"),
+        (1000, [], "su -c 'env INVOKE_BUILDKIT_ENGINE=auto /bin/inv build-multiarch'"),
+        (1000, ["--engine=system"], "su -c 'env INVOKE_BUILDKIT_ENGINE=auto /bin/inv build-multiarch'"),
+        (
+            1000,
+            ["--engine", "system", "-t", "a:1"],
+            "su -c 'env INVOKE_BUILDKIT_ENGINE=auto /bin/inv build-multiarch -t a:1'",
+        ),
     ],
 )
 def test_private_engine_is_not_started_against_the_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, hint: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, options: list[str], hint: str
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///missing/host.sock")
     monkeypatch.setattr("os.geteuid", lambda: uid)
     monkeypatch.setattr("shutil.which", lambda name, **_: f"/bin/{name}" if name != "sudo" else None)
-    monkeypatch.setattr("sys.argv", ["inv", "build-multiarch"])
+    monkeypatch.setattr("sys.argv", ["inv", "build-multiarch", *options])
     monkeypatch.setattr("buildkit_tasks.host.privileges.find_typed_command", lambda: ("inv",))
     monkeypatch.setattr("buildkit_tasks.host.engine.private.list_missing_capabilities", list)
     settings = Settings(engine="system", cache=str(tmp_path))
