@@ -19,13 +19,15 @@ from buildkit_tasks.platforms.elf.model import GO_BUILDINFO, RUNTIME_DETECTION, 
 from buildkit_tasks.platforms.elf.segments import PT_GNU_PROPERTY, PT_NOTE, PT_PROCESSOR, ElfFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from buildkit_tasks.platforms.elf.segments import Segment
 
 __all__ = ["collect_evidence"]
 
 _FLAGS, _X86 = "ELF flags", "x86 ISA note"
 _MAX_DATA_SEARCH = 1 << 26  # bytes of the data segment that are searched for Go's magic
-_MAX_NOTES_SIZE = 1 << 16
+_MAX_NOTES_SIZE = 1 << 18  # bytes of all notes of a file; those of real programs are some hundred
 _MAX_STRING_SEARCH = 1 << 23  # bytes; larger sections hold data, not strings
 
 # How a program queries the CPU's extensions: a function of glibc, files of the kernel, a RISC-V syscall.
@@ -196,12 +198,20 @@ def _read_x86_notes(elf: ElfFile) -> Iterator[Evidence]:
         if property_segment
         else [segment for segment in elf.segments if segment.p_type == PT_NOTE]
     )
-    alignment = elf.header.bits // 8
+    yield from dict.fromkeys(_iter_x86_properties(elf, segments))  # without duplicates, in order
+
+
+def _iter_x86_properties(elf: ElfFile, segments: Iterable[Segment]) -> Iterator[Evidence]:
+    alignment, remaining = elf.header.bits // 8, _MAX_NOTES_SIZE
     for segment in segments:
-        data = elf.read("notes", segment.offset, min(segment.file_size, _MAX_NOTES_SIZE))
+        data = elf.read("notes", segment.offset, min(segment.file_size, remaining))
         for note_type, owner, descriptor in _iter_notes(data, 4 if segment.alignment <= 4 else alignment):
             if (note_type, owner) == (_NT_GNU_PROPERTY_TYPE_0, b"GNU\0"):
                 yield from _parse_x86_properties(descriptor, alignment)
+        remaining -= segment.file_size
+        if remaining < 0:
+            elf.problems.append(f"more than {_MAX_NOTES_SIZE} bytes of notes: the rest was not read")
+            return
 
 
 def _parse_x86_properties(data: bytes, alignment: int) -> Iterator[Evidence]:

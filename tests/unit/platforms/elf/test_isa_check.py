@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from buildkit_tasks.errors import MalformedImage
@@ -27,6 +29,7 @@ from tests.support.elf import (
     go_info,
     x86_note,
 )
+from tests.support.growth import assert_linear
 
 UNKNOWN = "unknown (40), an unknown level"
 
@@ -236,6 +239,36 @@ def test_go_level_ignores_run_time_detection() -> None:
         ".rodata": b"getauxval",
     }
     assert needs("arm/v6", read(Elf(machine="arm", sections=sections))) == "needs ARMv7"
+
+
+def file_with_shared_notes(headers: int) -> bytes:
+    """Return a file with 64 KiB of notes, and program headers that are all about them."""
+    notes = x86_note((ISA_NEEDED, 0b1)) * ((1 << 16) // len(x86_note((ISA_NEEDED, 0b1))))
+    program = bytearray(Elf(segments=[(PT_NOTE, notes)]).build())
+    table_offset, (entry_size, count) = (
+        struct.unpack_from("<Q", program, 32)[0],
+        struct.unpack_from("<HH", program, 54),
+    )
+    table = bytes(program[table_offset : table_offset + entry_size * count])
+    struct.pack_into("<Q", program, 32, len(program))
+    struct.pack_into("<H", program, 56, headers)
+    return bytes(program) + (table * headers)[: headers * entry_size]
+
+
+def test_notes_are_read_once() -> None:
+    binary = read_binary(WholeFile(file_with_shared_notes(1100)))
+    assert len([each for each in binary.evidence if each.source == "x86 ISA note"]) == 1
+    assert binary.problems == ("more than 262144 bytes of notes: the rest was not read",)
+
+
+def test_shared_notes_take_linear_time() -> None:
+    assert_linear(lambda data: read_binary(WholeFile(data)), file_with_shared_notes, 1100)
+
+
+def test_note_after_many_others() -> None:
+    others = x86_note((ISA_USED, 0b1)) * 5000
+    binary = read(Elf(segments=[(PT_NOTE, others), (PT_NOTE, x86_note((ISA_NEEDED, 0b111)))]))
+    assert Evidence("x86 ISA note", "needed", "x86-64-v3") in binary.evidence
 
 
 @pytest.mark.parametrize("machine", ["amd64", "386"])
