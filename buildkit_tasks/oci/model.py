@@ -195,14 +195,15 @@ def parse_manifest(data: bytes, media_type: str = OCI_MANIFEST) -> Manifest:
     _check_document_kind(
         document, raw, media_type, ("manifests", "fsLayers", "history"), "the image manifest"
     )
-    if len(raw.layers) > LIMITS.layers:
+    layers = raw.layers or []
+    if len(layers) > LIMITS.layers:
         raise MalformedImage(
-            f"the image manifest has {len(raw.layers)} layers; at most {LIMITS.layers} are allowed"
+            f"the image manifest has {len(layers)} layers; at most {LIMITS.layers} are allowed"
         )
     return Manifest(
         media_type=media_type,
         config=_parse_descriptor(raw.config),
-        layers=tuple(_parse_descriptor(item) for item in raw.layers),
+        layers=tuple(_parse_descriptor(item) for item in layers),
         annotations=raw.annotations or {},
         artifact_type=raw.artifact_type or "",
         subject=_parse_descriptor(raw.subject) if raw.subject else None,
@@ -263,7 +264,7 @@ class _RawIndex(_RawDocument, frozen=True, kw_only=True, rename="camel"):
 
 class _RawManifest(_RawDocument, frozen=True, kw_only=True, rename="camel"):
     config: _RawDescriptor
-    layers: list[_RawDescriptor]
+    layers: list[_RawDescriptor] | None  # null of an image without layers, as Go writes an empty list
     subject: _RawDescriptor | None = None
 
 

@@ -125,6 +125,15 @@ def test_other_schema_version(version: object) -> None:
         parse_index(index(schemaVersion=version))
 
 
+def test_manifest_without_layers() -> None:
+    assert parse_manifest(manifest(layers=0)).layers == ()
+    document = json.loads(manifest()) | {"layers": None}
+    assert parse_manifest(json.dumps(document).encode()).layers == ()
+    del document["layers"]
+    with pytest.raises(MalformedImage, match="missing required field `layers`"):
+        parse_manifest(json.dumps(document).encode())
+
+
 def test_layer_limit() -> None:
     assert len(parse_manifest(manifest(LIMITS.layers)).layers) == LIMITS.layers
     with pytest.raises(MalformedImage, match=f"{LIMITS.layers + 1} layers"):
