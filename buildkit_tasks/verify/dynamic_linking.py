@@ -6,6 +6,7 @@ the loader's configuration, its default directories. What a program loads later 
 
 from __future__ import annotations
 
+import fnmatch
 import posixpath
 import re
 import shlex
@@ -38,7 +39,7 @@ _MUSL_BUILTIN = re.compile(r"lib(?:c|pthread|rt|m|dl|util|xnet)\.")
 _MUSL_DEFAULT_DIRS = ("/lib", "/usr/local/lib", "/usr/lib")
 LOADER_HINT = "link it statically (CGO_ENABLED=0 in Go), or build it on the base that it runs on"
 _MAX_LIBRARIES = 2000
-_MAX_INCLUDES = 200  # files that ld.so.conf includes
+_MAX_INCLUDES = 200  # files that ld.so.conf includes, and patterns for them
 
 
 def check_dynamic_linking(
@@ -264,22 +265,24 @@ class _DependencyResolver:
 
     def _read_ld_so_conf(self, path: str) -> Iterator[str]:
         """Yield the directories of ld.so.conf and of the files that it includes (ldconfig(8))."""
-        pending, file_count = [path], 0
+        pending, file_count, patterns_left = [path], 0, _MAX_INCLUDES
         while pending and file_count < _MAX_INCLUDES:
             file_count += 1
             for line in self._read_config(pending.pop(0)).splitlines():
                 fields = line.partition("#")[0].split()
                 if fields[:1] == ["include"]:
-                    pending += [each for pattern in fields[1:] for each in self._expand_include(pattern)]
+                    patterns = fields[1:][:patterns_left]
+                    patterns_left -= len(patterns)
+                    pending += [each for pattern in patterns for each in self._expand_include(pattern)]
                 elif fields and fields[0].startswith("/"):
                     yield fields[0]
 
     def _expand_include(self, pattern: str) -> list[str]:
         directory, _, name = posixpath.join("/etc", pattern).rpartition("/")
         listing = self.rootfs.resolve(directory)
-        regex = re.compile(re.escape(name).replace(r"\*", "[^/]*"))
-        names = sorted(listing.node.children) if listing is not None else []
-        return [f"{directory}/{each}" for each in names if regex.fullmatch(each)]
+        names = sorted(fnmatch.filter(listing.node.children, name)) if listing is not None else []
+        # As glob(7): a wildcard matches no leading dot.
+        return [f"{directory}/{each}" for each in names if each[0] != "." or name[0] == "."]
 
     def _read_config(self, path: str) -> str:
         file = self.rootfs.resolve(path)

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OWNER_LABEL", "ContainerRun", "build_run_args", "remove_stale_containers", "run_container"]
 
+# A guest chooses what it prints, so the repetition is bounded, and starts only at one of these words.
 _FORK_ERROR = re.compile(
-    r"[^\n]*(?:fork|clone|thread|process)[^\n]{0,80}(?:Resource temporarily unavailable|errno=11\b)[^\n]*"
+    r"(?:fork|clone|thread|process)[^\n]{0,80}?(?:Resource temporarily unavailable|errno=11\b)"
 )
 _HOST_CONFIG: dict[str, Any] = {
     # The kernel does not deliver fatal signals of PID 1 to itself, and QEMU would hang: PID 1 is an init.
@@ -210,7 +211,10 @@ def _classify_run(
 def _explain_fork_error(stderr: str) -> str:
     """Return the limit that a guest seems to have met: it may end before its process count is polled."""
     match = _FORK_ERROR.search(stderr)
-    return f"it may have {PIDS_LIMIT} processes and printed {match[0].strip()!r}" if match else ""
+    if match is None:
+        return ""
+    line = stderr[stderr.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0]
+    return f"it may have {PIDS_LIMIT} processes and printed {line.strip()!r}"
 
 
 def remove_stale_containers(client: DockerClient) -> None:

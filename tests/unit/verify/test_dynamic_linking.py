@@ -9,6 +9,7 @@ from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify import VerifyOptions, verify
 from tests.support.elf import EXECUTABLE, ISA_NEEDED, elf
+from tests.support.growth import assert_linear
 from tests.support.oci import hard_link, make_tar, single_platform_image, symlink
 
 AMD64, ARM_V7 = "linux/amd64", "linux/arm/v7"
@@ -338,10 +339,23 @@ def test_ld_so_conf(files: dict[str, bytes]) -> None:
         {"etc/ld.so.conf": b"opt/lib\n"},
         {"etc/ld.so.conf.d/a.conf": b"/opt/lib\n"},  # not included
         {"etc/ld.so.conf": b"include ld.so.conf.d/*.conf\n", "etc/ld.so.conf.d/a.txt": b"/opt/lib\n"},
+        {"etc/ld.so.conf": b"include ld.so.conf.d/*.conf\n", "etc/ld.so.conf.d/.a.conf": b"/opt/lib\n"},
     ],
 )
 def test_directory_outside_ld_so_conf(files: dict[str, bytes]) -> None:
     assert missing_library(check_app(_configured(**files))) == "liba.so"
+
+
+def test_patterns_of_ld_so_conf_take_linear_time() -> None:
+    def check(stars: int) -> None:
+        pattern = b"*a" * stars + b"b.conf"
+        files = {
+            "etc/ld.so.conf": b"include ld.so.conf.d/" + pattern + b"\n",
+            f"etc/ld.so.conf.d/{'a' * 200}.conf": b"/opt/lib\n",
+        }
+        assert missing_library(check_app(_configured(**files))) == "liba.so"
+
+    assert_linear(check, lambda size: size, 200)
 
 
 def test_recursive_ld_so_conf() -> None:

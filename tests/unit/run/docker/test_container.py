@@ -26,6 +26,7 @@ from buildkit_tasks.run.outcomes import Expectation, ProcessResult
 from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
 from buildkit_tasks.system.process import Process
 from tests.support.elf import elf
+from tests.support.growth import assert_linear
 from tests.support.oci import directory, make_tar
 
 ARM64 = Platform.parse("linux/arm64")
@@ -171,6 +172,11 @@ def test_fork_error_is_a_limit(stderr: str) -> None:
     # A guest that handles the error, or fails for another reason, has not met the limit.
     assert container._classify_run(make_run(expect_exit=2), state, container_result(stderr)).ok
     assert not container._classify_run(make_run(), state, container_result("fork failed")).limited
+
+
+@pytest.mark.parametrize("text", ["fork", "f", "fork ", "fork\n", "thread errno=1", "\n"])
+def test_search_for_fork_errors_takes_linear_time(text: str) -> None:
+    assert_linear(container._explain_fork_error, lambda size: text * (size // len(text)), 1 << 20)
 
 
 class FilesApi(FakeApi):
