@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -103,9 +104,11 @@ def _verify_platforms(
 
 
 def _check_directory(directory: Path, verifier: RootfsVerifier, platform: Platform) -> tuple[Check, ...]:
-    builder = TreeBuilder(_DirectoryReader(directory), str(directory), LIMITS)
+    reader = _DirectoryReader(directory)
+    builder = TreeBuilder(reader, str(directory), LIMITS)
     try:
-        builder.read_entries()
+        with contextlib.closing(reader):
+            builder.read_entries()
     except (MalformedImage, LimitExceeded) as error:
         return (Check(name="integrity", ok=False, message=error.message),)
     return tuple(verifier.check_platform(platform, None, RootFs(builder.root)))
@@ -125,9 +128,13 @@ class _DirectoryReader:
             yield TarEntry(
                 entry.name, _TAR_TYPES.get(entry.kind, _DEVICE_TYPE), entry.size, entry.target, entry.mode, 0
             )  # fmt: skip
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            self.close()
+
+    def close(self) -> None:
+        """Close the current file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def read(self, limit: int) -> bytes:
         """Return the next bytes of the current file."""

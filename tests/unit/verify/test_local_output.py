@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.oci.limits import Limits
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
-from buildkit_tasks.verify import VerifyOptions
+from buildkit_tasks.verify import VerifyOptions, local_output
 from buildkit_tasks.verify.local_output import verify_local_output
 from tests.support.oci import probe_program
 
@@ -98,4 +99,13 @@ def test_host(tmp_path: Path) -> None:
     assert [(row.platform, row.ok) for row in report.platforms] == [
         ("linux/arm64", True),
         ("linux/s390x", False),
+    ]
+
+
+def test_directory_beyond_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_output, "LIMITS", Limits(nodes=1))
+    files = {f"linux_arm64/{name}": probe_program("linux/arm64") for name in ("a", "b")}
+    failed_checks = failures(verify_directory(write_files(tmp_path, files)))
+    assert [(check.name, check.message) for check in failed_checks["linux/arm64"]] == [
+        ("integrity", "the layer has too many executables and directories")
     ]
