@@ -61,6 +61,12 @@ def test_unknown_name() -> None:
         bt.bild  # type: ignore[attr-defined] # noqa: B018
 
 
+@pytest.mark.parametrize("module", ["buildkit_tasks.build", "buildkit_tasks.verify"])
+def test_unknown_name_of_package(module: str) -> None:
+    with pytest.raises(AttributeError, match=f"^module '{module}' has no attribute 'bild'$"):
+        import_module(module).bild  # noqa: B018
+
+
 def test_version() -> None:
     assert bt.__version__ == metadata.version("buildkit-tasks")
 

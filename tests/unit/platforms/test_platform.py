@@ -101,6 +101,11 @@ def test_variant_overrides_machine() -> None:
     assert Platform.parse("arm/v7").debian_architecture == "armhf"
 
 
+def test_baseline_build_options() -> None:
+    assert Platform.parse("linux/amd64").baseline_build_options == ("GOAMD64=v1 (Go)", "-march=x86-64 (C)")
+    assert Platform.parse("linux/s390x").baseline_build_options == ()
+
+
 def test_magics_are_distinct() -> None:
     for machine in MACHINES:
         assert len(machine.magic) == len(machine.mask) == 20

@@ -424,3 +424,14 @@ def test_output_names(output: Output, note: str) -> None:
     assert draw(report).count(" sha256:1\n") == note.endswith(" sha256:1")
     assert note in draw(report)
     assert "x.tar, a tar archive" in draw(report)
+
+
+def test_width_of_terminal_without_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    from buildkit_tasks.report import terminal as terminal_module
+
+    class Console(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("CI", raising=False)
+    assert terminal_module._terminal_width(Console()) >= 120

@@ -8,7 +8,7 @@ import pytest
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify import VerifyOptions, verify
 from buildkit_tasks.verify.binaries import compile_globs
-from tests.support.elf import ISA_NEEDED, ISA_USED, Target, elf, target_of
+from tests.support.elf import ISA_NEEDED, ISA_USED, Elf, Target, attributes, elf, target_of
 from tests.support.oci import hard_link, make_tar, probe_program, single_platform_image, symlink
 
 AMD64, ARM64, ARM_V6, ARM_V7 = "linux/amd64", "linux/arm64", "linux/arm/v6", "linux/arm/v7"
@@ -108,6 +108,16 @@ def test_allowed_instruction_set() -> None:
     files = {"opt/v3/lib.so": elf(AMD64, isa=[(ISA_NEEDED, 4)])}
     assert not select_one("instruction-set", verify_files(files)).ok
     assert select_one("instruction-set", verify_files(files, AMD64, "/opt/v3/*")).ok
+
+
+def test_optional_instruction_set_is_warning() -> None:
+    sections = {".ARM.attributes": attributes("aeabi", [(6, 14)]), ".rodata": b"x\0/proc/cpuinfo\0"}
+    files = {"lib.so": Elf(machine="arm", sections=sections).build()}
+    checks = select("instruction-set", verify_files(files, ARM_V7))
+    assert [(check.ok, check.warning, check.path) for check in checks] == [
+        (True, True, "/lib.so"),
+        (True, False, ""),
+    ]
 
 
 def test_entrypoint_is_counted() -> None:

@@ -17,6 +17,7 @@ from buildkit_tasks.oci.layers.scan import LayerScanCache, flatten_layers, scan_
 from buildkit_tasks.oci.layers.stream import open_layer
 from buildkit_tasks.oci.limits import Limits
 from buildkit_tasks.oci.model import Digest
+from tests.support.elf import elf
 from tests.support.oci import (
     LAYER_GZIP,
     LAYER_TAR,
@@ -393,3 +394,41 @@ def test_sha512_diff_id() -> None:
     )
     image = Image(memory)
     assert list_names(flatten_layers(image, image.platform_manifests[0][1])) == ["a", "b"]
+
+
+def test_entries_of_root_and_repeated_directories() -> None:
+    below = make_tar({}, [directory("./"), directory("d"), member("d/a"), directory("d"), member("d/b")])
+    rootfs = flatten(below)
+    assert list_names(rootfs) == ["d"]
+    assert list_names(rootfs, "/d") == ["a", "b"]
+
+
+def test_symlink_replaces_program_of_same_layer() -> None:
+    program = probe_program("linux/arm64")
+    rootfs = flatten(
+        make_tar({"old": program, "new": program}, [symlink("old", "new"), symlink(".x", "new")])
+    )
+    assert list_names(rootfs) == [".x", "new", "old"]
+    for path in ("/old", "/.x"):
+        resolved = rootfs.resolve(path)
+        assert resolved is not None
+        assert resolved.path == "/new"
+
+
+def test_entry_replaces_hard_link_of_same_layer() -> None:
+    above = make_tar({}, [hard_link("link", "lower"), directory("link")])
+    rootfs = flatten(make_tar({"lower": b"1"}), above)
+    assert rootfs.root.children["link"].type is FileType.DIRECTORY
+
+
+def test_path_through_file_is_missing() -> None:
+    rootfs = flatten(make_tar({"file": b"1"}))
+    assert rootfs.resolve("/file") is not None
+    assert rootfs.resolve("/file/x") is None
+
+
+def test_libraries_of_program_too_large_to_keep() -> None:
+    program = elf("linux/amd64", needed=["libc.so.6"]).ljust(21 << 20, b"\0")
+    binary = flatten(make_tar({"p": program})).root.children["p"].binary
+    assert binary is not None
+    assert binary.needed == ("libc.so.6",)

@@ -25,6 +25,7 @@ from tests.support.elf import (
     PT_OTHER,
     PT_PROCESSOR,
     Elf,
+    Target,
     attributes,
     go_info,
     x86_note,
@@ -365,6 +366,9 @@ def test_foreign_os_abi() -> None:
     )
     assert isa_problems(platform("amd64"), read(Elf(abi=3))) == ()
     assert isa_problems(Platform("freebsd", "amd64"), read(Elf(abi=9))) == ()
+    assert isa_problems(platform("s390x"), read(Elf(machine="s390x", abi=9))) == (
+        "needs FreeBSD (ELF header: OS ABI FreeBSD); linux/s390x does not include it",
+    )
 
 
 @pytest.mark.parametrize("name", ["s390x", "loong64", "arm64", "ppc64le"])
@@ -379,6 +383,11 @@ def test_missing_isa_info_of_file() -> None:
     assert missing_isa_info_reason(read(Elf())) == "the file records no level of the instruction set"
     assert missing_isa_info_reason(read(Elf(segments=[(PT_NOTE, x86_note((ISA_NEEDED, 1)))]))) == ""
     assert missing_isa_info_reason(go_binary("arm64", "GOARM64=v8.0")) == ""
+
+
+def test_missing_isa_info_of_unknown_machine() -> None:
+    binary = read(Elf(machine=Target(bits=64, order="little", machine=9999)))
+    assert missing_isa_info_reason(binary) == "its machine is unknown"
 
 
 def test_evidence_text() -> None:

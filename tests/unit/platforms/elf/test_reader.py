@@ -244,3 +244,49 @@ def test_partial_interpreter() -> None:
     assert binary.unread_parts == (
         f"the interpreter's path at byte {at}: that part of the file was not kept",
     )
+
+
+def test_partial_string_table() -> None:
+    elf = Elf(dynamic=[(NEEDED, "libc.so.6")])
+    whole = elf.build()
+    at = elf.offsets["strings"]
+    ends = [(0, whole[: at + 5]), (elf.offsets[0], whole[elf.offsets[0] :])]
+    binary = read_binary(PartialFile(len(whole), ends))
+    assert (binary.is_dynamic, binary.needed, binary.problems) == (True, (), ())
+    assert binary.unread_parts == (
+        f"strings of the dynamic section at byte {at + 1}: that part of the file was not kept",
+    )
+
+
+def test_no_program_headers() -> None:
+    program = bytearray(Elf(dynamic=[(NEEDED, "libc.so.6")]).build())
+    struct.pack_into("<H", program, 56, 0)
+    binary = read_binary(WholeFile(bytes(program)))
+    assert (binary.is_dynamic, binary.needed, binary.problems) == (False, (), ())
+
+
+def make_go_program(count: int) -> bytes:
+    """Return a file with three sections that states ``count`` in the first header, for 65,280 and more."""
+    info = go_info("go1.24.0", "build\tGOAMD64=v3\n")
+    program = bytearray(Elf(sections={".go.buildinfo": info}).build())
+    struct.pack_into("<HH", program, 60, 0, 0xFFFF)
+    headers = read_elf_header(bytes(program)).shoff
+    struct.pack_into("<QI", program, headers + 32, count, 2)
+    return bytes(program)
+
+
+def test_section_count_in_first_section() -> None:
+    binary = read_binary(WholeFile(make_go_program(3)))
+    assert [item.name for item in binary.evidence] == ["version", "GOAMD64"]
+    assert binary.problems == ()
+
+
+def test_too_many_sections() -> None:
+    problems = read_binary(WholeFile(make_go_program(70_000))).problems
+    assert problems[0] == "70000 sections: only 65536 of them were read"
+
+
+def test_section_name_without_section() -> None:
+    program = bytearray(make_go_program(3))
+    struct.pack_into("<I", program, read_elf_header(bytes(program)).shoff + 64, 0)
+    assert read_binary(WholeFile(bytes(program))).evidence == ()
