@@ -95,7 +95,7 @@ class MultiNodeBuild:
         with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
             plan = _PartsPlan(build=build, outputs=outputs, folder=Path(folder))
             parts = self._build_all_parts(plan)
-            digest = "" if build.commands.dry_run else plan.join_parts(parts)
+            digest = plan.join_parts(parts)
         if not build.commands.dry_run:
             write_metadata(request, _merge_metadata(digest, parts))
         return build.make_result(tuple(parts), outputs, digest, start_time)
@@ -189,7 +189,12 @@ class _PartsPlan:
         return self.folder / f"{number}-{platform.slug}.tar"
 
     def join_parts(self, parts: Mapping[Assignment, BuildxMetadata]) -> str:
-        """Join the parts for each output; return the digest of their index, or "" if there is none."""
+        """Join the parts for each output; return the digest of their index, or "" if there is none.
+
+        In a dry run only show which archive would be pushed.
+        """
+        if self.build.commands.dry_run:
+            return "" if self._pushed_archive is None else self.build.push_archive(self._pushed_archive)
         platforms = [each.platform for each in parts]
         digest = ""
         for number, output in enumerate(self.outputs):

@@ -674,6 +674,14 @@ def test_dry_run(work_dir: Path) -> None:
     assert list(work_dir.iterdir()) == []
 
 
+def test_dry_run_pushes_nothing(work_dir: Path) -> None:
+    harness = Harness("type=oci,dest=x.tar", "type=registry", tags=("r.example/app:1",))
+    harness.commands.dry_run = True
+    assert harness.execute().digest == ""
+    assert "would push x.tar to r.example/app, by its digest" in harness.messages
+    assert list(work_dir.iterdir()) == []
+
+
 def test_unusable_dest(work_dir: Path) -> None:
     (work_dir / "file").touch()
     harness = Harness("type=oci,dest=file/x.tar")

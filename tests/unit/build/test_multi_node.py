@@ -348,3 +348,11 @@ def test_dry_run(work_dir: Path) -> None:
     assert harness.execute().digest == ""
     assert len(harness.commands.dry_run_lines) == len(THREE_PLATFORMS)
     assert list(work_dir.iterdir()) == []
+
+
+def test_dry_run_pushes_nothing(work_dir: Path) -> None:
+    harness = Harness("type=oci,dest=x.tar", "type=registry", tags=("r.example/app:1",))
+    harness.commands.dry_run = True
+    assert harness.execute().digest == ""
+    assert "would push x.tar to r.example/app, by its digest" in harness.messages
+    assert list(work_dir.iterdir()) == []
