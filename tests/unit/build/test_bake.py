@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,8 @@ def test_default_values_are_ignored(keys: dict[str, Any]) -> None:
         {"ssh": [{"id": "a", "paths": ["k,l"]}]},
         {"ssh": [{"paths": ["k"]}]},
         {"no-cache": "yes"},
+        {"resources": ["memory=2g"]},
+        {"resources": {"memory": ["2g"]}},
         {"context": "a\0b"},
         {"args": {"A": "\ud800"}},
         {"labels": {"a\0": "b"}},
@@ -302,6 +305,14 @@ def test_nested_groups() -> None:
 def test_invalid_plan(text: str) -> None:
     with pytest.raises(BuilderError, match=r"buildx did not print a valid bake plan for x\.hcl"):
         parse_bake_plan(text, "x.hcl")
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "key"), [("a b", {}, 'name = "a b"'), ("web", ["x"], 'target = ["x"]')]
+)
+def test_malformed_target(name: str, target: Any, key: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"x.hcl: target {name}: {key}")):
+        parse_bake_plan(format_plan({name: target}), "x.hcl")
 
 
 @pytest.mark.parametrize("name", ["--privileged", "-", "nowhere.hcl", ".", ""])

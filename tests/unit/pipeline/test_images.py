@@ -174,6 +174,13 @@ def build_folder(resolver: ImageResolver, name: str, *platforms: str) -> None:
     resolver.record_last_built(replace(make_result(Output(type="local", dest=name)), platforms=built))
 
 
+def test_last_build_made_several_images(resolver: ImageResolver) -> None:
+    resolver.last_build.start([RecordedImage(name="web"), RecordedImage(name="tool")])
+    with pytest.raises(UsageError, match="the last build here made several images: web, tool") as excinfo:
+        resolver.resolve("")
+    assert excinfo.value.hint == 'pass image="web"'
+
+
 def test_last_built_per_folder(resolver: ImageResolver, monkeypatch: pytest.MonkeyPatch) -> None:
     resolver.record_last_built(make_result(Output(type="oci", dest="a.tar")))
     same_name = Path("other") / Path.cwd().name
