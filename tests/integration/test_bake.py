@@ -117,7 +117,9 @@ def test_unknown_target(group_project: Project, unchanged: Unchanged) -> None:
 
 def test_not_a_bake_file(hello_project: Project) -> None:
     hello_project.write({"docker-bake.hcl": 'target "x" {\n'})
-    assert "docker-bake.hcl: " in bake(hello_project, expect=2)["error"]
+    error = bake(hello_project, expect=2)["error"]
+    assert error.startswith("docker-bake.hcl:1,")
+    assert error.count("docker-bake.hcl") == 1
 
 
 def test_one_failing_target(group_project: Project) -> None:
