@@ -17,7 +17,6 @@ may be read by the engine. A table's value is the table of the objects in that f
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import MalformedImage
@@ -99,7 +98,6 @@ def _check_object(value: dict[str, Any], known: KeyTable, description: str) -> N
             )
 
 
-@functools.lru_cache(maxsize=1024)
 def fold_key(key: str) -> str:
     """Return ``key`` under simple case folding: keys that Go takes for one have the same result."""
     return key.lower() if key.isascii() else "".join(map(_fold_character, key))

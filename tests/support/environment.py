@@ -7,17 +7,8 @@ import os
 
 import pytest
 
-# Options of a pytest that a test starts, for plugins that it does not need and that take long to import.
-NO_OTHER_PLUGINS = (
-    "-p",
-    "no:docker",
-    "-p",
-    "no:hypothesispytest",
-    "-p",
-    "no:playwright",
-    "-p",
-    "no:randomly",
-)
+# Options of a pytest that a test starts, for plugins that take long to import or change the order of tests.
+NO_OTHER_PLUGINS = ("-pno:docker", "-pno:hypothesispytest", "-pno:playwright", "-pno:randomly")
 
 
 def delete_env(monkeypatch: pytest.MonkeyPatch, *patterns: str) -> None:

@@ -23,7 +23,7 @@ def cpu_seconds(call: Callable[[_T], object], argument: _T) -> float:
 def assert_linear(call: Callable[[_T], object], make: Callable[[int], _T], size: int) -> None:
     """Assert that twice the size costs at most about twice as much; a quadratic reader takes four times.
 
-    ``make`` returns an input of the given size, of which ``size`` should be the reader's limit.
+    ``make`` returns an input of the given size.
     """
     small = cpu_seconds(call, make(size // 2))
     # Below some milliseconds the resolution of the clock and fixed costs count more.
