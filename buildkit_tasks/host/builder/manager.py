@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,7 @@ from buildkit_tasks.host.builder.buildx import INSPECT_SECONDS, Buildx, create_a
 from buildkit_tasks.host.builder.diff import diff_builder
 from buildkit_tasks.host.builder.health import format_reasons
 from buildkit_tasks.host.builder.nodes import NodeManager, extract_ssh_error
-from buildkit_tasks.host.builder.spec import REMOTE_DRIVERS, BuilderSpec, NodeSpec
+from buildkit_tasks.host.builder.spec import MANAGED_DRIVERS, REMOTE_DRIVERS, BuilderSpec, NodeSpec
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from buildkit_tasks.system.lock import file_lock
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BuilderManager", "require_index"]
 
+# An engine restarts a container whose BuildKit ended; it does not answer at once.
+_RESTART_SECONDS, _POLL_SECONDS = 15.0, 0.2
+_RESTARTING = re.compile(r"listing workers: |Container \w+ is (restarting|not running)")
 _RECREATE_HINT = "inv setup-builder --recreate"
 _ENDPOINTS_HINT = "check the endpoints of its nodes, or let other nodes emulate: --fallback=emulate"
 # The hint for a builder that could not be created, by driver.
@@ -86,7 +91,7 @@ class BuilderManager:
             writable_cache_folder(self.settings)
             self.buildx.check_store()
         removed = self.node_manager.remove_unreachable(self.buildx.read_record(spec.name))
-        builder = self.find(spec.name)
+        builder = self._find_started(spec.name)
         if builder is not None and recreate and builder.driver != "docker":
             self.node_manager.check_recreatable(builder)
             self.remove(builder.name, keep_state=keep_state)
@@ -101,6 +106,15 @@ class BuilderManager:
     def find(self, name: str) -> BuilderSummary | None:
         """Return the builder of that name as buildx describes it, or None."""
         return self.buildx.find(name)
+
+    def _find_started(self, name: str) -> BuilderSummary | None:
+        """Return the builder of that name, after a BuildKit that is being restarted answers again."""
+        deadline = time.monotonic() + _RESTART_SECONDS
+        builder = self.find(name)
+        while builder is not None and _is_restarting(builder) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+            builder = self.find(name)
+        return builder
 
     def remove(self, name: str, *, keep_state: bool = False) -> bool:
         """Remove the builder of that name and check that it is gone; return whether there was one."""
@@ -252,6 +266,11 @@ class BuilderManager:
             if self.commands.dry_run:
                 self.notify(f"{path} would contain:\n{self.spec.buildkitd_toml}")
             yield str(path)
+
+
+def _is_restarting(builder: BuilderSummary) -> bool:
+    """Return True if the container of a node is being restarted, or its BuildKit does not answer yet."""
+    return builder.driver in MANAGED_DRIVERS and any(_RESTARTING.search(node.error) for node in builder.nodes)
 
 
 def require_index(builder: BuilderSummary, engine: Engine) -> None:

@@ -37,3 +37,12 @@ def test_buildkitd_killed_during_build(builder: TemporaryBuilder, project: Proje
     project.write({"sleep": sleep_program(AMD64, 0)})
     assert project.json("build-multiarch")["ok"]
     assert (len(builder.containers()), len(builder.volumes())) == (1, 1)
+
+
+def test_build_while_buildkit_restarts(builder: TemporaryBuilder, project: Project) -> None:
+    project.write({"pyproject.toml": builder.settings(), "Dockerfile": DOCKERFILE})
+    project.write({"sleep": sleep_program(AMD64, 0)})
+    project.task("setup-builder")
+    for _ in range(5):
+        os.kill(find_buildkitd(builder), signal.SIGKILL)
+        assert project.json("build-multiarch")["ok"]

@@ -254,6 +254,27 @@ def test_ensure_keeps_matching_builder(harness: Harness) -> None:
     assert harness.commands.lines == [f"docker buildx inspect {NAME}"]
 
 
+RESTARTING = (
+    "listing workers: failed to list workers: Unavailable: connection error",
+    "Error response from daemon: Container 133a80 is restarting, wait until the container is running",
+)
+
+
+@pytest.mark.parametrize("error", RESTARTING)
+def test_wait_for_restarted_buildkit(harness: Harness, error: str) -> None:
+    harness.add_builder(inspect_output())
+    harness.commands.expect(f"docker buildx inspect {NAME}", stdout=inspect_output(Error=error), times=2)
+    assert harness.ensure().nodes[0].error == ""
+    assert harness.commands.lines == [f"docker buildx inspect {NAME}"] * 3
+
+
+def test_buildkit_that_does_not_restart(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "_RESTART_SECONDS", 0.0)
+    harness.add_builder(inspect_output(Error=RESTARTING[0]))
+    with pytest.raises(BuilderError, match="cannot be reached: listing workers: failed to list workers"):
+        harness.ensure()
+
+
 def test_other_driver_is_error(tmp_path: Path) -> None:
     harness = Harness(tmp_path, driver="docker")
     harness.add_builder(inspect_output())
