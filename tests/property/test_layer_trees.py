@@ -1,52 +1,80 @@
-"""Merge layers and compare the paths with a simple model, a set of paths."""
+"""Scanned layers equal the model that unpacked ones equal: what is verified is what runs."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
 
-from hypothesis import given
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.image import Image
-from buildkit_tasks.oci.layers.rootfs import FileNode, FileType
+from buildkit_tasks.oci.layers.rootfs import FileNode, FileType, iter_names, resolve_path
 from buildkit_tasks.oci.layers.scan import flatten_layers, scan_layer
+from tests.support.layer_model import Malformed, Model
+from tests.support.layer_strategies import images, valid_images
 from tests.support.oci import LAYER_GZIP, MemoryImage, descriptor, make_tar, single_platform_image
+from tests.support.unpacking import Entry, directory, file, hard_link, layer_tar, symlink
 
-folders = st.sampled_from(["a", "b", "a/c", "a/c/d"])
-files = st.tuples(folders, st.sampled_from(["x", "y"])).map("/".join)
-whiteouts = st.tuples(folders, st.sampled_from([".wh.x", ".wh.c", ".wh..wh..opq"])).map("/".join)
-layers = st.lists(st.lists(files | whiteouts, max_size=8, unique=True), min_size=1, max_size=4)
+EXAMPLES = settings().max_examples
 
 
-def model_paths(stack: list[list[str]]) -> set[str]:
-    paths: set[str] = set()
-    for layer in stack:
-        for name in layer:
-            directory, _, base = name.rpartition("/")
-            if base == ".wh..wh..opq":
-                paths = {path for path in paths if not path.startswith(f"{directory}/")}
-            elif base.startswith(".wh."):
-                removed = f"{directory}/{base.removeprefix('.wh.')}"
-                paths = {path for path in paths if path != removed and not path.startswith(f"{removed}/")}
-        paths |= {name for name in layer if "/.wh." not in name}
-    return paths
+def list_nodes(root: FileNode) -> dict[str, tuple[object, ...]]:
+    """Return each path with its type and its mode or target; devices and FIFOs are left out."""
+    nodes: dict[str, tuple[object, ...]] = {}
+    pending = [("", root)]
+    while pending:
+        prefix, parent = pending.pop()
+        for name in {name for name, _ in iter_names(parent)}:
+            resolved = resolve_path(parent, name, follow_last=False)
+            assert resolved is not None
+            node, path = resolved.node, f"{prefix}{name}"
+            if node.type is FileType.DIRECTORY:
+                nodes[path] = ("directory", node.mode & 0o1777)
+                pending.append((f"{path}/", node))
+            elif node.type is not FileType.OTHER:
+                is_link = node.type is FileType.SYMLINK
+                nodes[path] = ("link", node.target) if is_link else (node.type.value, node.mode & 0o777)
+    return nodes
 
 
-def file_paths(node: FileNode, prefix: str = "") -> set[str]:
-    paths: set[str] = set()
-    for name, child in node.children.items():
-        path = f"{prefix}{name}"
-        paths |= file_paths(child, f"{path}/") if child.type is FileType.DIRECTORY else {path}
-    return paths
+def model_nodes(model: Model) -> dict[str, tuple[object, ...]]:
+    return {path: (node[0], node[-1]) for path, node in model.list_nodes().items() if node[0] != "fifo"}
 
 
-@given(layers)
-def test_merged_layers_match_model(stack: list[list[str]]) -> None:
-    image = Image(single_platform_image([make_tar(dict.fromkeys(layer, b"")) for layer in stack]))
-    rootfs = flatten_layers(image, image.platform_manifests[0][1])
-    assert file_paths(rootfs.root) == model_paths(stack)
+def check_scan(layers: list[list[Entry]]) -> None:
+    image = Image(single_platform_image([layer_tar(*entries) for entries in layers]))
+    try:
+        model = Model(layers)
+    except Malformed:
+        model = None
+    try:
+        root = flatten_layers(image, image.platform_manifests[0][1]).root
+    except MalformedImage:
+        event("malformed")
+        assert model is None or model.may_be_rejected
+    else:
+        event("scanned")
+        assert model is not None
+        assert list_nodes(root) == model_nodes(model)
+
+
+@settings(max_examples=3 * EXAMPLES)
+@given(images())
+@example([[directory("a", mode=0o700)], [file("a/b")]])
+@example([[directory("a/.", mode=0o700), directory("a", mode=0o711)]])
+@example([[file("a/b")], [symlink("a", "/c"), directory("a")]])
+@example([[], [hard_link("a", "b"), directory("a")]])
+@example([[file("a/b")], [file(".wh.a/.")]])
+def test_scan_equals_model(layers: list[list[Entry]]) -> None:
+    check_scan(layers)
+
+
+@settings(max_examples=2 * EXAMPLES)
+@given(valid_images())
+def test_scanned_whiteouts_equal_model(layers: list[list[Entry]]) -> None:
+    check_scan(layers)
 
 
 @given(st.binary(max_size=1200), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=5))

@@ -54,8 +54,8 @@ def symlink(name: str, target: str, **fields: Any) -> Entry:
     return tar_entry(name, tarfile.SYMTYPE, link=target, **fields)
 
 
-def hard_link(name: str, target: str) -> Entry:
-    return tar_entry(name, tarfile.LNKTYPE, link=target)
+def hard_link(name: str, target: str, **fields: Any) -> Entry:
+    return tar_entry(name, tarfile.LNKTYPE, link=target, **fields)
 
 
 def layer_tar(*entries: Entry) -> bytes:

@@ -35,12 +35,13 @@ class PackedNames:
     look-ups, which a malicious image can provoke, an index is built.
     """
 
-    __slots__ = ("_buffer", "_index", "_scanned_bytes")
+    __slots__ = ("_buffer", "_index", "_removed", "_scanned_bytes")
 
     def __init__(self, packed: bytes = b"") -> None:
         self._buffer = bytearray(packed)
         self._scanned_bytes = 0
         self._index: dict[bytes, int] | None = None
+        self._removed: dict[bytes, int] = {}  # the length of the buffer when the name was removed
 
     def add(self, name: str, mode: int, target: str | None = None) -> None:
         """Add a file, or with ``target`` a symbolic link."""
@@ -50,12 +51,16 @@ class PackedNames:
             name = f"{name}/{target}"
         self._buffer += _encode_name(f"{_OCTAL_MODES[mode & 0o777]}{name}\0")
 
+    def remove(self, name: str) -> None:
+        """Remove a name, whether it is there or not; it may be added again."""
+        self._removed[_encode_name(name)] = len(self._buffer)
+
     def find(self, name: str) -> PackedEntry | None:
         """Return the entry of that name, or None. Raises :class:`LimitExceeded` for a too large index."""
         encoded = _encode_name(name)
         is_indexed = self._scanned_bytes > _INDEX_THRESHOLD
         offset = self._look_up(encoded) if is_indexed else self._scan_records(encoded)
-        if offset < 0:
+        if offset < self._removed.get(encoded, 0):
             return None
         name_offset = offset + _MODE_LENGTH
         end = self._buffer.index(b"\0", offset)
@@ -64,7 +69,7 @@ class PackedNames:
         return PackedEntry(mode, _decode_name(link_field[1:]) if link_field else None)
 
     def __iter__(self) -> Iterator[str]:
-        for name, _ in self._iter_records():
+        for name, _, _ in self._iter_records():
             yield _decode_name(name)
 
     def __len__(self) -> int:
@@ -72,7 +77,7 @@ class PackedNames:
 
     def exclude_names(self, names: Container[str]) -> PackedNames:
         """Return a copy without these names."""
-        remaining = (record for name, record in self._iter_records() if _decode_name(name) not in names)
+        remaining = (record for name, record, _ in self._iter_records() if _decode_name(name) not in names)
         return PackedNames(b"".join(record + b"\0" for record in remaining))
 
     def _scan_records(self, encoded: bytes) -> int:
@@ -92,16 +97,17 @@ class PackedNames:
         if self._index is None:
             if len(self) > _MAX_INDEXED_NAMES:
                 raise LimitExceeded(f"the image needs too many look-ups in a directory of {len(self)} files")
-            self._index, offset = {}, 0
-            for name, record in self._iter_records():
-                self._index[name] = offset
-                offset += len(record) + 1
+            self._index = {name: offset for name, _, offset in self._iter_records()}
         return self._index.get(encoded, -1)
 
-    def _iter_records(self) -> Iterator[tuple[bytes, bytearray]]:
-        """Yield each name with its record."""
+    def _iter_records(self) -> Iterator[tuple[bytes, bytearray, int]]:
+        """Yield each name with its record and the offset of that."""
+        offset = 0
         for record in self._buffer.split(b"\0")[:-1]:
-            yield bytes(record[_MODE_LENGTH:].partition(b"/")[0]), record
+            name = bytes(record[_MODE_LENGTH:].partition(b"/")[0])
+            if offset >= self._removed.get(name, 0):
+                yield name, record, offset
+            offset += len(record) + 1
 
 
 def _encode_name(name: str) -> bytes:

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from buildkit_tasks.errors import MalformedImage
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -14,36 +16,44 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_PATH",
+    "LATE_OPAQUE",
+    "OPAQUE_ROOT",
     "OPAQUE_WHITEOUT",
     "WHITEOUT_PREFIX",
     "FileNode",
     "FileType",
     "ResolvedPath",
     "RootFs",
+    "check_not_hidden",
+    "hard_link_error",
     "iter_names",
     "iter_nodes",
+    "own_entry_hidden",
     "printable_path",
     "resolve_path",
+    "split_path",
 ]
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Docker's default
 _MAX_SYMLINKS = 40  # MAXSYMLINKS in Linux's include/linux/namei.h
 WHITEOUT_PREFIX = ".wh."
 OPAQUE_WHITEOUT = ".wh..wh..opq"
+OPAQUE_ROOT = "an opaque whiteout of the root directory, which overlayfs ignores"
+LATE_OPAQUE = "an opaque whiteout after directories that it removes in a lowest layer only"
 
 
 class FileType(enum.Enum):
     """The type of a node.
 
-    ``HARD_LINK`` is a hard link to a file of a lower layer, not resolved yet; ``OTHER`` is a device or
-    a FIFO.
+    ``OTHER`` is a device or a FIFO. ``WHITEOUT`` is a whiteout in the tree of a layer; its name there begins
+    with a slash, since a directory of the same layer may have the name without it.
     """
 
     FILE = "file"
     DIRECTORY = "directory"
     SYMLINK = "symlink"
-    HARD_LINK = "hard link"
     OTHER = "other"
+    WHITEOUT = "whiteout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +61,8 @@ class FileNode:
     """One name of a root file system.
 
     ``head`` is the start of an executable file, ``binary`` the headers of an ELF file, ``binary_error``
-    why they cannot be parsed. In a directory ``children`` are the nodes of which more is recorded than
+    why they cannot be parsed. A directory without an entry of its own is ``is_implied``. In a directory
+    ``children`` are the nodes of which more is recorded than
     name, mode and link target; ``packed_names`` has the other names, one list for each layer, lowest
     first. A name that is in both is the child.
     """
@@ -64,13 +75,26 @@ class FileNode:
     layer: str = ""
     binary: Binary | None = None
     binary_error: str = ""
+    is_implied: bool = False
     children: dict[str, FileNode] = field(default_factory=lambda: _NO_CHILDREN, compare=False)
     packed_names: list[PackedNames] = field(default_factory=lambda: _NO_PACKED_NAMES, compare=False)
 
     @classmethod
-    def make_directory(cls, layer: str = "", mode: int = 0o755) -> FileNode:
-        """Return an empty directory."""
-        return cls(type=FileType.DIRECTORY, mode=mode, layer=layer, children={}, packed_names=[])
+    def make_directory(cls, layer: str = "", mode: int | None = None) -> FileNode:
+        """Return an empty directory; without a mode one that entries below it imply."""
+        mode, is_implied = 0o755 if mode is None else mode, mode is None
+        return cls(
+            type=FileType.DIRECTORY,
+            mode=mode,
+            layer=layer,
+            is_implied=is_implied,
+            children={},
+            packed_names=[],
+        )
+
+    def set_mode(self, mode: int) -> None:
+        """Change the mode of a file, under all of its names; engines give it that of its last hard link."""
+        object.__setattr__(self, "mode", mode)
 
 
 # Shared by all nodes that are not directories, and never changed.
@@ -121,6 +145,14 @@ def resolve_path(
     return ResolvedPath(printable_path("/".join(name for name, _ in resolved)) or "/", resolved[-1][1])
 
 
+def split_path(path: str) -> tuple[str, str]:
+    """Split a path that ends in a slash or a dot into parent and name; the name of the root is empty."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if parts and parts[-1] == "..":
+        raise MalformedImage(f"the entry {path!r} leads out of its directory")
+    return "/".join(parts[:-1]), parts[-1] if parts else ""
+
+
 def printable_path(path: str) -> str:
     """Escape bytes that are not UTF-8, which reports cannot contain."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -129,8 +161,28 @@ def printable_path(path: str) -> str:
 def _find_child(directory: FileNode, name: str, *, make_missing: bool) -> FileNode | None:
     child = directory.children.get(name) or _unpack_node(directory, name)
     if child is None and make_missing:
+        check_not_hidden(directory, name)
         child = directory.children[name] = FileNode.make_directory(directory.layer)
     return child
+
+
+def check_not_hidden(directory: FileNode, name: str) -> None:
+    """Raise :class:`MalformedImage` if the layer also hides a name at which it creates a directory."""
+    if f"/{WHITEOUT_PREFIX}{name}" in directory.children:
+        raise MalformedImage(f"a layer has {own_entry_hidden(name)}")
+
+
+def hard_link_error(name: str, target: str) -> str:
+    """Return the error for a hard link without a target in its layer."""
+    return f"the entry {name!r} is a hard link to {target!r}, which is not a file of the same layer"
+
+
+def own_entry_hidden(name: str) -> str:
+    """Describe a layer that both has and hides a name.
+
+    The OCI image specification lets the entry stay; of containerd's it depends on the order and on the type.
+    """
+    return f"an entry {name!r}, or one below it, and a whiteout of it"
 
 
 def _unpack_node(directory: FileNode, name: str) -> FileNode | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.layers.overlay import apply_layer, resolve_hard_links
+from buildkit_tasks.oci.layers.overlay import apply_layer
 from buildkit_tasks.oci.layers.rootfs import FileNode, RootFs
 from buildkit_tasks.oci.layers.stream import LayerStream, check_diff_id, check_layer_count, open_layer
 from buildkit_tasks.oci.layers.tar import TarReader, truncated_error
@@ -40,8 +40,14 @@ class LayerScan:
     diff_id: Digest
     size: int
     root: FileNode
-    hard_links: tuple[tuple[str, str], ...] = ()
     has_whiteouts: bool = False
+    lowest_error: str = ""
+    upper_error: str = ""
+
+    def check_position(self, *, is_lowest: bool) -> None:
+        """Raise :class:`MalformedImage` if engines unpack the layer otherwise at this position."""
+        if error := self.lowest_error if is_lowest else self.upper_error:
+            raise MalformedImage(f"layer {self.digest} has {error}")
 
 
 class LayerScanCache:
@@ -69,11 +75,12 @@ class LayerScanCache:
         cached_count = max(count for count in range(len(digests) + 1) if digests[:count] in self._trees)
         tree = self._trees[digests[:cached_count]]
         for count, scan in enumerate(scans[cached_count:], cached_count + 1):
+            scan.check_position(is_lowest=count == 1)
             if count > 1 or scan.has_whiteouts:
                 tree = apply_layer(tree, scan.root, has_whiteouts=scan.has_whiteouts)
             else:
                 tree = scan.root
-            tree = self._trees[digests[:count]] = resolve_hard_links(tree, scan.hard_links)
+            self._trees[digests[:count]] = tree
             if len(self._trees) > _MAX_CACHED_TREES:
                 del self._trees[next(key for key in self._trees if key)]
         return tree
@@ -104,8 +111,9 @@ def scan_layer(
             raise MalformedImage(f"layer {layer.digest}: {error.message}") from error
     return LayerScan(
         digest=layer.digest, diff_id=diff_id, size=stream.size, root=builder.root,
-        hard_links=tuple(builder.hard_links),
         has_whiteouts=builder.has_whiteouts,
+        lowest_error=builder.lowest_error,
+        upper_error=builder.upper_error,
     )  # fmt: skip
 
 

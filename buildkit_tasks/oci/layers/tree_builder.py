@@ -5,11 +5,24 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers.packed_names import PackedNames
-from buildkit_tasks.oci.layers.rootfs import WHITEOUT_PREFIX, FileNode, FileType, resolve_path
+from buildkit_tasks.oci.layers.rootfs import (
+    LATE_OPAQUE,
+    OPAQUE_ROOT,
+    OPAQUE_WHITEOUT,
+    WHITEOUT_PREFIX,
+    FileNode,
+    FileType,
+    check_not_hidden,
+    hard_link_error,
+    own_entry_hidden,
+    resolve_path,
+    split_path,
+)
 from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, TarEntry, is_tar_header
 from buildkit_tasks.platforms.elf.isa_check import STREAM_MAGICS, STREAM_WINDOW_SIZE
 from buildkit_tasks.platforms.elf.reader import ELF_MAGIC, read_binary
@@ -55,13 +68,13 @@ class EntryReader(Protocol):
 class TreeBuilder:
     """Build the tree of one layer.
 
-    ``hard_links`` are (path, target) of hard links whose target is not in the layer itself.
+    ``lowest_error`` and ``upper_error`` are what engines do not unpack so in a lowest layer, or above one.
     """
 
     def __init__(self, reader: EntryReader, layer: str, limits: Limits) -> None:
         self.root = FileNode.make_directory(layer)
-        self.hard_links: list[tuple[str, str]] = []
         self.has_whiteouts = False
+        self.lowest_error = self.upper_error = ""
         self._reader = reader
         self._layer = layer
         self._remaining_nodes = limits.nodes
@@ -75,15 +88,15 @@ class TreeBuilder:
             # One unpacking is faster than five attribute look-ups, for millions of entries.
             path, entry_type, size, link_target, mode, _ = entry
             parent_path, _, name = path.rpartition("/")
-            if not name:  # a directory's name may end in a slash
-                parent_path, _, name = path.rstrip("/").rpartition("/")
-            if name in ("", "."):
-                continue  # the root itself
+            if name in ("", "."):  # a directory's name may end in a slash
+                parent_path, name = split_path(path)
+                if not name:
+                    continue  # the root itself
             if parent_path != self._parent_path or name == "..":
                 self._enter_directory(parent_path, entry)
             if name in self._parent.children or name[0] == ".":
                 self._add_node(entry, name)
-            elif entry_type == SYMLINK:
+            elif entry_type == SYMLINK and link_target:
                 self._packed_names().add(name, mode, link_target)
             elif size or entry_type != REGULAR or (mode & _EXECUTABLE_BITS and self._head_count < _MAX_HEADS):
                 self._add_node(entry, name)
@@ -101,24 +114,54 @@ class TreeBuilder:
         self._parent_path, self._parent = parent_path if is_real_path else _NO_DIRECTORY, parent.node
 
     def _add_node(self, entry: TarEntry, name: str) -> None:
+        if name.startswith(WHITEOUT_PREFIX):
+            self._add_whiteout(entry, name)
+            return
         children = self._parent.children
         previous = children.get(name)
-        if name.startswith(WHITEOUT_PREFIX):
-            self.has_whiteouts = True
-            node: FileNode | None = self._make_file(entry)
-        elif entry.type in _FILE_TYPES:
+        if entry.type in _FILE_TYPES:
             node = self._read_file(entry)
         else:
-            node = self._make_special(entry, previous)
+            node = self._make_special(entry, name, previous)
         if previous is not None:
             del children[name]
         if node is None:
             self._packed_names().add(name, entry.mode, entry.linkname if entry.type == SYMLINK else None)
         else:
-            self._remaining_nodes -= 1
-            if self._remaining_nodes < 0:
-                raise LimitExceeded("the layer has too many executables and directories")
-            children[name] = node
+            self._set_child(name, node)
+
+    def _set_child(self, name: str, node: FileNode) -> None:
+        self._remaining_nodes -= 1
+        if self._remaining_nodes < 0:
+            raise LimitExceeded("the layer has too many executables and directories")
+        self._parent.children[name] = node
+
+    def _add_whiteout(self, entry: TarEntry, name: str) -> None:
+        """Record a whiteout: the base name makes an entry one, whatever its type, as in containerd."""
+        target = name.removeprefix(WHITEOUT_PREFIX)
+        if target in ("", ".", ".."):
+            raise MalformedImage(f"the whiteout {entry.name!r} names nothing to hide")
+        children, key = self._parent.children, f"/{name}"
+        if name == OPAQUE_WHITEOUT:
+            self._check_opaque(is_repeated=key in children)
+        elif target in children or key in children or self._packed_names().find(target) is not None:
+            self._remove_own_entry(target)
+        self.has_whiteouts = True
+        self._set_child(key, FileNode(type=FileType.WHITEOUT, layer=self._layer))
+
+    def _remove_own_entry(self, name: str) -> None:
+        """Remove an entry that a whiteout follows, as containerd does it in a lowest layer only."""
+        self.upper_error = own_entry_hidden(name)
+        self._parent.children.pop(name, None)
+        self._packed_names().remove(name)
+        self._parent_path = _NO_DIRECTORY  # it may lead through a link that is gone
+
+    def _check_opaque(self, *, is_repeated: bool) -> None:
+        if self._parent is self.root:
+            self.upper_error = OPAQUE_ROOT
+        # The children are looked at once, so that many whiteouts do not take quadratic time.
+        if is_repeated or any(node.type is FileType.DIRECTORY for node in self._parent.children.values()):
+            self.lowest_error = LATE_OPAQUE
 
     def _packed_names(self) -> PackedNames:
         """Return the current directory's packed names."""
@@ -159,27 +202,39 @@ class TreeBuilder:
             return WholeFile(self._reader.read(entry.size))
         return read_windows(self._reader, entry.size)
 
-    def _make_special(self, entry: TarEntry, previous: FileNode | None) -> FileNode | None:
+    def _make_special(self, entry: TarEntry, name: str, previous: FileNode | None) -> FileNode | None:
         """Return the node of a link, directory or device; None for a symbolic link, which is packed."""
         if entry.type == SYMLINK:
+            if not entry.linkname:
+                raise MalformedImage(f"the symbolic link {entry.name!r} has no target")
             return None
         if entry.type == HARD_LINK:
-            return self._resolve_hard_link(entry)
+            return self._resolve_hard_link(entry, name)
         if entry.type != DIRECTORY:
             return FileNode(type=FileType.OTHER, mode=entry.mode & 0o7777, layer=self._layer)
+        mode = entry.mode & 0o7777
         if previous is not None and previous.type is FileType.DIRECTORY:
-            return previous
-        return FileNode.make_directory(self._layer, entry.mode & 0o7777)
+            return replace(previous, mode=mode, is_implied=False)
+        check_not_hidden(self._parent, name)
+        return FileNode.make_directory(self._layer, mode)
 
-    def _resolve_hard_link(self, entry: TarEntry) -> FileNode:
-        """Return the hard link's target, or a placeholder if that is in a lower layer."""
-        target = resolve_path(self.root, entry.linkname, follow_last=False)
-        if target is None:
-            self.hard_links.append((entry.name, entry.linkname))
-            return FileNode(type=FileType.HARD_LINK, target=entry.linkname, layer=self._layer)
-        if target.node.type is FileType.DIRECTORY:
-            raise MalformedImage(f"{entry.name!r} is a hard link to {entry.linkname!r}, which is a directory")
-        return target.node
+    def _resolve_hard_link(self, entry: TarEntry, name: str) -> FileNode:
+        """Return the target of a hard link, with the mode of the link.
+
+        Raises :class:`MalformedImage` if the layer has no such file so far; containerd knows no other layer.
+        """
+        path, _, target_name = entry.linkname.rpartition("/")
+        directory = resolve_path(self.root, path)
+        if directory is None or (directory.node is self._parent and target_name == name):
+            raise MalformedImage(hard_link_error(entry.name, entry.linkname))
+        target = resolve_path(directory.node, target_name, follow_last=False)
+        if target is None or target.node.type is FileType.DIRECTORY or target.node is directory.node:
+            raise MalformedImage(hard_link_error(entry.name, entry.linkname))
+        node = target.node
+        if node.type is not FileType.SYMLINK:
+            directory.node.children[target_name] = node  # it may have been a packed name, which has no node
+            node.set_mode(entry.mode & 0o7777)
+        return node
 
 
 def read_windows(reader: EntryReader, size: int) -> PartialFile:

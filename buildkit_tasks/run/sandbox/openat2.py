@@ -26,13 +26,15 @@ __all__ = [
     "RootedDirectory",
     "chmod_nofollow",
     "open_file",
+    "remove_entry",
     "remove_tree",
     "stat_entry",
     "walk_directories",
 ]
 
 _OPENAT2 = 437  # on every architecture: include/uapi/asm-generic/unistd.h
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10  # include/uapi/linux/openat2.h
+# include/uapi/linux/openat2.h
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 _FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 O_PATH: int = getattr(os, "O_PATH", 0)  # Linux only; this module can be imported elsewhere
 _PATH_FLAGS = O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -52,6 +54,7 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_OpenHow), ctypes.c_size_t)
 _DIRECTORY_IN_ROOT = _OpenHow(_PATH_FLAGS, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+_DIRECTORY_WITHOUT_LINKS = _OpenHow(_PATH_FLAGS, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_SYMLINKS)
 _FILE_IN_ROOT = _OpenHow(_FILE_FLAGS, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
 
 
@@ -63,16 +66,27 @@ class DirectoryFd(NamedTuple):
 
 
 class RootedDirectory:
-    """Opens directories below ``path``; ``make_directory`` creates a missing one: (parent descriptor, name).
+    """Opens directories below ``path``.
+
+    ``make_directory`` creates a missing one: (parent descriptor, name). With the same arguments ``is_lower``
+    tells whether a name is of a lower layer: where a path needs a directory, a file or symbolic link of one
+    is replaced.
 
     It caches and owns the descriptors that it returns. One stays open until the second :meth:`invalidate`
     after it was returned, so a caller may still use it after the first.
     """
 
-    def __init__(self, path: Path, make_directory: Callable[[int, bytes], object]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        make_directory: Callable[[int, bytes], object],
+        is_lower: Callable[[int, bytes], bool],
+    ) -> None:
         self.fd = os.open(path, DIRECTORY_FLAGS)
         self._make_directory = make_directory
-        self._cached: dict[bytes, DirectoryFd] = {}
+        self._is_lower = is_lower
+        self._has_replaced = False  # something of a lower layer, so cached paths may lead elsewhere
+        self._cached: dict[tuple[bytes, bool], DirectoryFd] = {}
         self._retired_directories: list[DirectoryFd] = []
 
     def close(self) -> None:
@@ -84,12 +98,16 @@ class RootedDirectory:
     def open_directory(self, path: bytes, *, create: bool = False) -> DirectoryFd:
         """Open the directory at a path, resolved inside the root.
 
-        With ``create``, missing directories are created, also those that a symbolic link names. Raises
-        :class:`OSError` as ``open`` does.
+        With ``create``, missing directories are created, also those that a symbolic link names, and what a
+        lower layer has in their place is removed. Raises :class:`OSError` as ``open`` does.
         """
-        directory = self._cached.get(path)
+        directory = self._cached.get((path, create))
         if directory is None:
-            directory = self._cache_directory(path, self._open_or_create(path, create=create))
+            fd = self._open_or_create(path) if create else _open_in_root(self.fd, path)
+            if self._has_replaced:
+                self._has_replaced = False
+                self.invalidate()
+            directory = self._cache_directory((path, create), fd)
         return directory
 
     def invalidate(self) -> None:
@@ -98,17 +116,18 @@ class RootedDirectory:
             os.close(directory.fd)
         self._retired_directories, self._cached = list(self._cached.values()), {}
 
-    def _cache_directory(self, path: bytes, fd: int) -> DirectoryFd:
+    def _cache_directory(self, key: tuple[bytes, bool], fd: int) -> DirectoryFd:
         if len(self._cached) >= _MAX_CACHED:
             self.invalidate()
-        directory = self._cached[path] = DirectoryFd(fd, os.fstat(fd).st_ino)
+        directory = self._cached[key] = DirectoryFd(fd, os.fstat(fd).st_ino)
         return directory
 
-    def _open_or_create(self, path: bytes, *, create: bool) -> int:
+    def _open_or_create(self, path: bytes) -> int:
         try:
-            return _open_in_root(self.fd, path)
-        except FileNotFoundError:
-            if not create:
+            # A link may be of a lower layer.
+            return _open_in_root(self.fd, path, _DIRECTORY_WITHOUT_LINKS)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
         return self._create_path(path)
 
@@ -137,13 +156,15 @@ class RootedDirectory:
         return current_fd
 
     def _resolve_component(self, directory_fd: int, name: bytes) -> bytes | None:
-        """Return the target of a symbolic link, else None; create the directory if the name is missing."""
-        try:
-            mode = os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode
-        except FileNotFoundError:
+        """Return the target of a symbolic link, else None; make a directory of a missing or lower name."""
+        entry = stat_entry(directory_fd, name)
+        if entry is not None and not stat.S_ISDIR(entry.st_mode) and self._is_lower(directory_fd, name):
+            os.unlink(name, dir_fd=directory_fd)
+            entry, self._has_replaced = None, True
+        if entry is None:
             self._make_directory(directory_fd, name)
             return None
-        return os.readlink(name, dir_fd=directory_fd) if stat.S_ISLNK(mode) else None
+        return os.readlink(name, dir_fd=directory_fd) if stat.S_ISLNK(entry.st_mode) else None
 
 
 def stat_entry(directory_fd: int, name: bytes) -> os.stat_result | None:
@@ -207,6 +228,15 @@ def remove_tree(directory_fd: int, name: bytes) -> None:
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=directory_fd)
+
+
+def remove_entry(directory_fd: int, name: bytes) -> bool:
+    """Remove a name if it exists, with everything below it. Return True if paths may have led through it."""
+    entry = stat_entry(directory_fd, name)
+    if entry is None:
+        return False
+    remove_tree(directory_fd, name)
+    return not stat.S_ISREG(entry.st_mode)
 
 
 def _remove_files(directory_fd: int) -> list[bytes]:

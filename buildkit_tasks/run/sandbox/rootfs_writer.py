@@ -1,10 +1,12 @@
 """Apply layers to a directory, which becomes the root file system of an image.
 
 OCI image specification, layer.md, "Image Layer Filesystem Changeset". What the specification leaves open is
-done as containerd does it: an entry replaces what has its name before, except that a directory entry keeps
-an existing directory and its content (but replaces a symbolic link to one); the parents of an entry may be
-symbolic links of the image, which are resolved inside the root. Unlike containerd, setuid and setgid bits
-are dropped and no device is created, since the result lies on the user's own disk.
+done as containerd does it, which unpacks each layer by itself and lets overlayfs merge them: an entry
+replaces what has its name before, except that a directory entry keeps an existing directory and its content
+(but replaces a symbolic link to one); the parents of an entry may be symbolic links of the same layer, which
+are resolved inside the root, while links and files of lower layers are replaced by directories. Unlike
+containerd, setuid and setgid bits are dropped and no device is created, since the result lies on the user's
+own disk.
 """
 
 from __future__ import annotations
@@ -15,12 +17,19 @@ import stat
 from typing import TYPE_CHECKING, Self
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.layers.rootfs import OPAQUE_WHITEOUT, WHITEOUT_PREFIX
+from buildkit_tasks.oci.layers.rootfs import (
+    OPAQUE_ROOT,
+    OPAQUE_WHITEOUT,
+    WHITEOUT_PREFIX,
+    hard_link_error,
+    split_path,
+)
 from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
 from buildkit_tasks.run.sandbox.openat2 import (
     DirectoryFd,
     RootedDirectory,
     chmod_nofollow,
+    remove_entry,
     remove_tree,
     stat_entry,
     walk_directories,
@@ -79,7 +88,8 @@ class RootfsWriter:
         self._entries_left, self._directories_left = limits.entries, limits.nodes
         self._directory_metadata: dict[int, tuple[int, int]] = {}  # mode and mtime by inode
         self._layer_entries, self._is_lowest = LayerEntries(), True
-        self._root = RootedDirectory(path, self._make_directory)
+        self._root = RootedDirectory(path, self._make_directory, self._is_lower)
+        self._root_inode = os.fstat(self._root.fd).st_ino
         self._parent_path: str | None = None  # as written in entries
         self._parent = DirectoryFd(self._root.fd, 0)
         self._parent_names: PackedNames | None = None
@@ -104,17 +114,19 @@ class RootfsWriter:
     def apply_layer(self, reader: OwnerTarReader) -> None:
         """Apply a layer on top of those before."""
         self._layer_entries = LayerEntries(is_lowest=self._is_lowest)
-        self._is_lowest, self._parent_path = False, None
+        self._is_lowest = False
+        self._invalidate_paths()  # they may lead through links of the layer before
         for entry in reader:
             parent, _, name = entry.name.rpartition("/")
             if name in ("", ".", ".."):
-                parent, name = _split_path(entry.name)
+                parent, name = split_path(entry.name)
                 if not name:
                     continue  # the root itself: as in containerd, the image does not set its mode
             try:
                 if name.startswith(WHITEOUT_PREFIX):
                     self._apply_whiteout(parent, name)
-                elif self._open_parent(parent):
+                else:
+                    self._open_parent(parent)
                     self._write_entry(name, entry, reader)
             except OSError as error:
                 raise _translate_os_error(f"the entry {entry.name!r}", error) from error
@@ -132,37 +144,33 @@ class RootfsWriter:
             raise _translate_os_error(f"the working directory {working_dir!r}", error) from error
         walk_directories(self._root.fd, _list_subdirectories, self._restore_directory_metadata)
 
-    def _open_parent(self, parent: str, *, create: bool = True) -> bool:
-        """Open the parent directory of an entry. Return False below a ``.wh.`` directory: AUFS metadata."""
+    def _open_parent(self, parent: str) -> None:
+        """Open the parent directory of an entry; create it if it is missing, or not one in a lower layer."""
         if parent == self._parent_path:
-            return True
+            return
         if ".." in parent.split("/"):
             raise MalformedImage(f"an entry in {parent!r} leads out of its directory")
-        if f"/{WHITEOUT_PREFIX}" in f"/{parent}":
-            return False
         self._parent_path, self._shared_symlinks = None, {}
-        self._parent = self._root.open_directory(_encode_name(parent), create=create)
+        self._parent = self._root.open_directory(_encode_name(parent), create=True)
         self._parent_path = parent
         self._parent_names = self._layer_entries.names_to_record(self._parent.inode)
-        return True
 
     def _apply_whiteout(self, parent: str, name: str) -> None:
         target = name.removeprefix(WHITEOUT_PREFIX)
         if target in ("", ".", ".."):
             raise MalformedImage(f"the whiteout {name!r} names nothing to hide")
-        try:
-            is_open = self._open_parent(parent, create=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        if not is_open:
-            return
-        is_stale = (
-            self._layer_entries.apply_opaque(self._parent)
-            if name == OPAQUE_WHITEOUT
-            else self._layer_entries.apply_whiteout(self._parent, target)
-        )
+        self._open_parent(parent)
+        if name != OPAQUE_WHITEOUT:
+            is_stale = self._layer_entries.apply_whiteout(self._parent, target)
+        elif self._parent.inode == self._root_inode and not self._layer_entries.is_lowest:
+            raise MalformedImage(f"a layer has {OPAQUE_ROOT}")
+        else:
+            is_stale = self._layer_entries.apply_opaque(self._parent)
         if is_stale:
             self._invalidate_paths()
+
+    def _is_lower(self, directory_fd: int, name: bytes) -> bool:
+        return not self._layer_entries.is_own(os.fstat(directory_fd).st_ino, name)
 
     def _write_entry(self, name: str, entry: TarEntry, reader: OwnerTarReader) -> None:
         """Create an entry in the parent directory, replacing whatever has its name."""
@@ -192,8 +200,9 @@ class RootfsWriter:
         existing = stat_entry(self._parent.fd, name)
         if existing is None:
             return
-        remove_tree(self._parent.fd, name)
-        if not stat.S_ISREG(existing.st_mode):
+        if stat.S_ISDIR(existing.st_mode):
+            self._layer_entries.record_replaced(self._parent, name, existing.st_ino)
+        if remove_entry(self._parent.fd, name):
             self._invalidate_paths()
 
     def _invalidate_paths(self) -> None:
@@ -242,20 +251,25 @@ class RootfsWriter:
         if len(self._shared_symlinks) < _MAX_SHARED_SYMLINKS or shared_name is not None:
             self._shared_symlinks[key] = name
 
-    def _write_hard_link(self, name: bytes, entry: TarEntry, _reader: OwnerTarReader) -> None:
-        """Link to a file of this layer or a lower one; mode and owner of the entry are those of the file."""
+    def _write_hard_link(self, name: bytes, entry: TarEntry, reader: OwnerTarReader) -> None:
+        """Link to a file of this layer, which gets mode and owner of the entry."""
         target_directory, _, target_base = entry.linkname.rpartition("/")
         target_name, parent_fd = _encode_name(target_base), self._parent.fd
         try:
-            target_fd = self._root.open_directory(_encode_name(target_directory)).fd
+            target_fd, target_inode = self._root.open_directory(_encode_name(target_directory))
             target_stat = os.stat(target_name, dir_fd=target_fd, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
-            raise _hard_link_error(entry) from None
-        if stat.S_ISDIR(target_stat.st_mode):
-            raise _hard_link_error(entry)
+            raise MalformedImage(hard_link_error(entry.name, entry.linkname)) from None
+        is_own = self._layer_entries.is_own(target_inode, target_name)
+        is_itself = (target_inode, target_name) == (self._parent.inode, name)
+        if stat.S_ISDIR(target_stat.st_mode) or is_itself or not is_own:
+            raise MalformedImage(hard_link_error(entry.name, entry.linkname))
         existing = stat_entry(parent_fd, name)
         if existing is None or existing.st_ino != target_stat.st_ino:
             os.link(target_name, name, src_dir_fd=target_fd, dst_dir_fd=parent_fd, follow_symlinks=False)
+        self._set_owner(name, reader.read_owner())
+        if not stat.S_ISLNK(target_stat.st_mode):
+            chmod_nofollow(parent_fd, name, entry.mode & _FILE_MODE_MASK)
 
     def _write_fifo(self, name: bytes, entry: TarEntry, reader: OwnerTarReader) -> None:
         os.mkfifo(name, _PRIVATE_MODE, dir_fd=self._parent.fd)
@@ -280,6 +294,7 @@ class RootfsWriter:
         """Create a directory, of an entry or a parent of one. Return its inode number."""
         if not self._directories_left:
             raise LimitExceeded("the image has too many directories")
+        self._layer_entries.check_not_hidden(parent_fd, name)
         os.mkdir(name, _PRIVATE_MODE, dir_fd=parent_fd)
         self._directories_left -= 1
         self._count_entry(4 * _INODE_BYTES)
@@ -337,14 +352,6 @@ class RootfsWriter:
         os.utime(directory_fd, ns=(mtime, mtime))
 
 
-def _split_path(path: str) -> tuple[str, str]:
-    """Split a path that ends in a slash or a dot into parent and name; the name of the root is empty."""
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if parts and parts[-1] == "..":
-        raise MalformedImage(f"the entry {path!r} leads out of its directory")
-    return "/".join(parts[:-1]), parts[-1] if parts else ""
-
-
 def _copy_data(reader: OwnerTarReader, fd: int) -> None:
     while chunk := reader.read(_CHUNK_SIZE):
         remaining = memoryview(chunk)
@@ -382,12 +389,6 @@ def _map_owner(owner: EntryOwner, id_offset: int) -> tuple[int, int]:
 def _list_subdirectories(directory_fd: int) -> list[bytes]:
     with os.scandir(directory_fd) as entries:
         return [os.fsencode(each.name) for each in entries if each.is_dir(follow_symlinks=False)]
-
-
-def _hard_link_error(entry: TarEntry) -> MalformedImage:
-    return MalformedImage(
-        f"{entry.name!r} is a hard link to {entry.linkname!r}, which is not a file in the image"
-    )
 
 
 def _encode_name(name: str) -> bytes:

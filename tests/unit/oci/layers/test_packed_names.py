@@ -80,3 +80,19 @@ def test_too_large_for_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
         names.add(name, 0o644)
     with pytest.raises(LimitExceeded, match="too many look-ups in a directory of 3 files"):
         names.find("a")
+
+
+def test_remove(names: PackedNames) -> None:
+    for name in ("a", "ab", "b", "a"):
+        names.add(name, 0o644)
+    names.remove("a")
+    names.remove("c")
+    assert (list(names), names.find("a"), names.find("ab")) == (["ab", "b"], None, PackedEntry(0o644))
+    names.add("a", 0o777, "b")
+    names.add("c", 0o600)
+    assert (list(names), names.find("a"), names.find("c")) == (
+        ["ab", "b", "a", "c"],
+        PackedEntry(0o777, "b"),
+        PackedEntry(0o600),
+    )
+    assert list(names.exclude_names({"b"})) == ["ab", "a", "c"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
@@ -18,6 +19,7 @@ from buildkit_tasks.oci.layers.stream import open_layer
 from buildkit_tasks.oci.limits import Limits
 from buildkit_tasks.oci.model import Digest
 from tests.support.elf import elf
+from tests.support.growth import assert_linear
 from tests.support.oci import (
     LAYER_GZIP,
     LAYER_TAR,
@@ -180,7 +182,7 @@ def test_file_nodes() -> None:
 
 def test_whiteout() -> None:
     below = make_tar({"d/a": b"1", "d/b": b"1", "gone/x/y": b"1"})
-    above = make_tar({"d/a": b"22", "d/.wh.a": b"", "d/.wh.b": b"", ".wh.gone": b"", ".wh.never": b""})
+    above = make_tar({"d/.wh.a": b"", "d/a": b"22", "d/.wh.b": b"", ".wh.gone": b"", ".wh.never": b""})
     rootfs = flatten(below, above)
     assert list_names(rootfs) == ["d"]
     assert list_names(rootfs, "/d") == ["a"]
@@ -195,6 +197,51 @@ def test_whiteout_of_plain_files() -> None:
     below = make_tar({}, [member("d/a", mode=0o644), member("d/b", mode=0o644), symlink("d/link", "b")])
     rootfs = flatten(below, make_tar({"d/.wh.a": b"", "d/.wh.link": b""}))
     assert list_names(rootfs, "/d") == ["b"]
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        ["d/a", "d/.wh.a"],
+        ["d/.wh.a", "d/.wh.a"],
+        ["d/sub/x", "d/.wh.sub"],
+        ["d/.wh.sub", "d/sub/x"],
+        ["d/.wh.sub", "d/sub/"],
+    ],
+)
+def test_whiteout_of_own_entry(above: list[str]) -> None:
+    entries = [directory(name) if name.endswith("/") else member(name) for name in above]
+    with pytest.raises(
+        MalformedImage, match=r"has an entry '(a|sub)', or one below it, and a whiteout of it"
+    ):
+        flatten(make_tar({"d/a": b"1", "d/sub/y": b"1"}), make_tar({}, entries))
+
+
+def test_whiteout_of_own_entry_in_lowest_layer() -> None:
+    entries = [member("x"), member("d/e"), symlink("y", "x"), *(member(f".wh.{name}") for name in "xdyyz")]
+    assert list_names(flatten(make_tar({}, [*entries, member("y")]))) == ["y"]
+
+
+def test_name_alone_makes_a_whiteout() -> None:
+    entries = [directory("d/.wh.a"), symlink("d/.wh.b", "x"), member("d/.wh.c/x"), member(".wh.e/.")]
+    rootfs = flatten(make_tar({"d/a": b"", "d/b": b"", "d/c": b"", "e/f": b""}), make_tar({}, entries))
+    assert list_names(rootfs) == ["d"]
+    assert list_names(rootfs, "/d") == [".wh.c", "c"]
+
+
+def test_opaque_root() -> None:
+    layer = make_tar({".wh..wh..opq": b"", "a": b""})
+    assert list_names(flatten(layer)) == ["a"]
+    with pytest.raises(MalformedImage, match="has an opaque whiteout of the root directory"):
+        flatten(layer, layer)
+
+
+@pytest.mark.parametrize("names", [["d/e/f", "d/.wh..wh..opq"], ["d/.wh..wh..opq"] * 2])
+def test_late_opaque_whiteout(names: list[str]) -> None:
+    layer = make_tar({}, [member(name) for name in names])
+    flatten(make_tar({}), layer)
+    with pytest.raises(MalformedImage, match="has an opaque whiteout after directories"):
+        flatten(layer)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -240,13 +287,6 @@ def test_stack_that_is_the_top_of_another() -> None:
     assert [list_names(each) for each in flatten_stacks([low, top], [top])] == [["low", "top"], ["top"]]
 
 
-def test_hard_link_in_shared_layer() -> None:
-    link = make_tar({}, [hard_link("new/h", "f")])
-    roots = flatten_stacks([make_tar({"f": b"1"}), link], [make_tar({"f": b"22"}), link])
-    files = [each.find_file("/new/h") for each in roots]
-    assert [file.node.size for file in files if file] == [1, 2]
-
-
 def test_shared_scan_is_not_changed() -> None:
     memory = MemoryImage()
     base, add, drop = make_tar({"d/a": b"1"}), make_tar({"d/b": b""}), make_tar({"d/.wh.a": b""})
@@ -271,12 +311,22 @@ def test_hard_link_to_symlink() -> None:
     assert (rootfs.root.children["h"].type, rootfs.root.children["h"].target) == (FileType.SYMLINK, "x")
 
 
-@pytest.mark.parametrize("target", ["missing", "../../etc/passwd", "d"])
+@pytest.mark.parametrize("target", ["missing", "../../etc/passwd", "d", "d/x/.", "h", ""])
 def test_hard_link_without_target(target: str) -> None:
     with pytest.raises(MalformedImage, match="hard link"):
         flatten(make_tar({"d/x": b""}, [hard_link("h", target)]))
     with pytest.raises(MalformedImage, match="hard link"):
-        flatten(make_tar({"d/x": b""}), make_tar({}, [hard_link("h", target)]))
+        flatten(make_tar({"d/x": b"", "missing": b""}), make_tar({"d/y": b""}, [hard_link("h", target)]))
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_hard_link_sets_mode(size: int) -> None:
+    links = [
+        member(name, tarfile.LNKTYPE, mode=mode, link="f") for name, mode in (("g", 0o755), ("h", 0o640))
+    ]
+    rootfs = flatten(make_tar({"f": b"x" * size}, links))
+    files = [rootfs.find_file(f"/{name}") for name in "fgh"]
+    assert [found.node.mode for found in files if found] == [0o640] * 3
 
 
 def test_entry_below_symlink() -> None:
@@ -415,12 +465,6 @@ def test_symlink_replaces_program_of_same_layer() -> None:
         assert resolved.path == "/new"
 
 
-def test_entry_replaces_hard_link_of_same_layer() -> None:
-    above = make_tar({}, [hard_link("link", "lower"), directory("link")])
-    rootfs = flatten(make_tar({"lower": b"1"}), above)
-    assert rootfs.root.children["link"].type is FileType.DIRECTORY
-
-
 def test_path_through_file_is_missing() -> None:
     rootfs = flatten(make_tar({"file": b"1"}))
     assert rootfs.resolve("/file") is not None
@@ -432,3 +476,38 @@ def test_libraries_of_program_too_large_to_keep() -> None:
     binary = flatten(make_tar({"p": program})).root.children["p"].binary
     assert binary is not None
     assert binary.needed == ("libc.so.6",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "d/.wh.{0:06}",
+        ".wh.{0:06}/x",
+        "d{0:06}/.wh..wh..opq",
+        "d/.wh..wh..opq",
+        "a/../{0}",
+        "{0:06}/./.",
+        "d{0:06}/.",
+    ],
+)
+def test_entries_take_linear_time(name: str) -> None:
+    def scan(layer: bytes) -> None:
+        with contextlib.suppress(MalformedImage):
+            flatten(make_tar({"d/x": b""}), layer)
+
+    assert_linear(
+        scan, lambda size: make_tar({}, [member(name.format(number)) for number in range(size)]), 4_000
+    )
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_whiteouts_of_links_take_linear_time(hide: bool) -> None:
+    def make(size: int) -> bytes:
+        links = [symlink(f"d/{number:06}", "x") for number in range(size)]
+        return make_tar({}, [*links, *(member(f"d/.wh.{number + hide * size:06}") for number in range(size))])
+
+    def scan(layer: bytes) -> None:
+        with contextlib.suppress(MalformedImage, LimitExceeded):
+            flatten(make_tar({}), layer)
+
+    assert_linear(scan, make, 8_000)
