@@ -65,9 +65,18 @@ def test_mounts(busybox_image: BusyboxImage, project: Project) -> None:
     lines = run_command(project, busybox_image("linux/amd64"), "cat /proc/self/mounts")
     mounts = {line.split()[1]: line.split()[3].split(",") for line in lines}
     devices = {"/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"}
-    assert set(mounts) == {"/", "/dev", "/dev/shm", "/tmp", "/proc", *devices}  # noqa: S108 - the guest's
+    masked = {path for path in mounts if path.startswith("/proc/")}
+    assert set(mounts) == {"/", "/dev", "/dev/shm", "/tmp", "/proc", *devices, *masked}  # noqa: S108 - the guest's
     assert {"ro", "nosuid", "nodev"} <= set(mounts["/"])
     assert {"nosuid", "nodev", "noexec"} <= set(mounts["/proc"])
+
+
+def test_masked_files(busybox_image: BusyboxImage, project: Project) -> None:
+    names = ("acpi", "interrupts", "kcore", "keys", "sched_debug", "scsi", "timer_list")
+    paths = [path for path in (Path("/proc") / name for name in names) if path.exists()]
+    show = [f"ls -A {path} | head" if path.is_dir() else f"head -c 9 {path}" for path in paths]
+    assert show
+    assert run_command(project, busybox_image("linux/amd64"), "; ".join(show)) == []
 
 
 def test_tmp_is_writable_and_limited(busybox_image: BusyboxImage, project: Project) -> None:

@@ -74,6 +74,23 @@ def test_owner_of_unpacked_files(nobody: Nobody, archive: str) -> None:
     assert owners == {NOBODY}
 
 
+@pytest.mark.parametrize("platform", ["linux/amd64", "linux/arm64"])
+def test_programs_of_user_are_unchanged(nobody: Nobody, tmp_path: Path, platform: str) -> None:
+    """A guest finds QEMU and the host's Python as /proc/PID/exe, and both may belong to the user."""
+    memory = MemoryImage()
+    attack = (
+        "for file in /proc/self/exe /proc/1/exe /proc/$$/exe; do chmod 4777 $file && echo changed; done; true"
+    )
+    layer = make_busybox_layer(platform, {"main": f"#!/bin/sh\n{attack}\n".encode()})
+    memory.set_index([add_platform(memory, platform, [layer], Cmd=["/main"])])
+    name = f"oci-archive:{nobody.copy_to_home(write_archive(memory, tmp_path / 'chmod.tar'))}"
+    results = nobody.task("run-emulated", name, "--json").document["results"]
+    emulator = (results[0].get("emulator") or {}).get("path")
+    assert "changed" not in results[0]["stdout"]
+    assert (emulator is None) == (platform == "linux/amd64")
+    assert emulator is None or Path(emulator).stat().st_mode & 0o7022 == 0
+
+
 def test_process_limit(nobody: Nobody, tmp_path: Path) -> None:
     memory = MemoryImage()
     bomb = make_tar({"main": guests.fork_bomb("linux/amd64")})

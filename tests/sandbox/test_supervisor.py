@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +32,7 @@ def root(tmp_path: Path) -> Path:
         (tmp_path / "root" / name).mkdir(parents=True)
     (tmp_path / "root/main").write_bytes(program("linux/amd64", 7))
     (tmp_path / "root/main").chmod(0o755)
+    (tmp_path / "root/link").symlink_to("/proc/self/exe")
     return tmp_path / "root"
 
 
@@ -48,9 +52,19 @@ def test_exit_status(supervisor: Supervisor, root: Path) -> None:
         (("/main",), "/nowhere", "could not start /nowhere: No such file or directory"),
         (("/main\0",), "/", "could not start: embedded null byte"),
         (("/tmp",), "/", "could not start /tmp: Permission denied"),  # noqa: S108 - the guest's
+        (("/proc/self/exe",), "/", "could not start /proc/self/exe: Permission denied"),
+        (("/proc/1/exe",), "/", "could not start /proc/1/exe: Permission denied"),
+        (("/link",), "/", "could not start /link: Permission denied"),
+        (("/main",), "/proc/self/cwd", "could not start /proc/self/cwd: Too many levels of symbolic links"),
+        (("/main",), "/proc/self/fd/1", "could not start /proc/self/fd/1: Too many levels of symbolic links"),
+        (("/main",), "/proc", "could not start /proc: Permission denied"),
+        (("/main",), "/dev/shm", "could not start /dev/shm: Permission denied"),  # noqa: S108 - likewise
     ],
-    ids=["missing", "endless", "working directory", "NUL", "directory"],
-)
+    ids=[
+        "missing", "endless", "working directory", "NUL", "directory", "magic link", "init",
+        "link to magic link", "magic working directory", "descriptor", "/proc", "/dev",
+    ],
+)  # fmt: skip
 def test_start_failure(
     supervisor: Supervisor, root: Path, argv: tuple[str, ...], working_dir: str, message: str
 ) -> None:
@@ -100,3 +114,25 @@ def test_guest_ends_with_supervisor(root: Path) -> None:
     supervisor.close()
     thread.join(120)
     assert exit_codes == [137]
+
+
+# keyctl(KEYCTL_SEARCH, KEY_SPEC_SESSION_KEYRING, "user", "tests", 0); exits with 0 if there is such a key.
+SEARCH_KEY = (
+    "b8 fa 00 00 00  bf 0a 00 00 00  be fd ff ff ff  48 8d 15 1b 00 00 00  4c 8d 15 19 00 00 00"
+    "45 31 c0  0f 05  31 ff  85 c0  40 0f 98 c7  b8 3c 00 00 00  0f 05" + b"user\0tests\0".hex()
+)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="machine code for amd64")
+def test_session_keyring_of_user(root: Path) -> None:
+    search = program("linux/amd64", code=SEARCH_KEY)
+    (root / "search").write_bytes(search)
+    (root / "search").chmod(0o755)
+    libc = ctypes.CDLL(None, use_errno=True)
+    join_keyring, add_key, session = (250, 1, None), 248, ctypes.c_long(-3)
+    if libc.syscall(*join_keyring) < 0:
+        pytest.skip(f"this kernel or container allows no keyrings: {os.strerror(ctypes.get_errno())}")
+    assert libc.syscall(add_key, b"user", b"tests", b"secret", 6, session) >= 0
+    assert subprocess.run([root / "search"], check=False).returncode == 0
+    with Supervisor() as started:
+        assert started.run(guest(root, "/search"), 10).exit_code == 1

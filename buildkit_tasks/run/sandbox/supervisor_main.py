@@ -88,7 +88,19 @@ _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWCGROUP = 0x04000000, 0x08000000, 0x02000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 4096, 16384, 1 << 18, 2
 _AT_FDCWD = -100
-_SYS_MOUNT_SETATTR = 442  # the same on every architecture
+_SYS_OPENAT2, _SYS_MOUNT_SETATTR = 437, 442  # the same on every architecture
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS = 1, 2  # include/uapi/linux/openat2.h
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+# The system call keyctl(2) by machine, for programs of 64 and 32 bits.
+_SYS_KEYCTL = {
+    8: {
+        "x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64": 271, "ppc64le": 271,
+        "s390x": 280, "mips64": 5241,
+    },
+    4: {
+        "x86_64": 288, "i686": 288, "aarch64": 311, "armv7l": 311, "armv6l": 311, "ppc": 271, "mips": 4282,
+    },
+}  # fmt: skip
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -96,6 +108,12 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _FD_LINKS = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
+# What Docker masks by default; not all of it is in every kernel.
+_MASKED = (
+    "acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "scsi", "sched_debug", "timer_list",
+    "timer_stats",
+)  # fmt: skip
+_KERNEL_DIRECTORIES = ("/dev", "/proc", "/sys")
 _BINFMT_MISC = "/proc/sys/fs/binfmt_misc"
 _EMULATOR_DIRECTORY = "/sys"  # not needed otherwise in the supervisor's mount namespace
 _EXEC_FAILED = 127
@@ -174,13 +192,25 @@ def _register_handler(handler: str, emulator_fd: int) -> dict[str, object]:
     With flag F the kernel opens the interpreter now and keeps it open, so its path need not be visible to
     guests.
     """
-    name = handler.split(":")[1]
+    path = f"{_EMULATOR_DIRECTORY}/{handler.split(':')[1]}"
     try:
-        os.symlink(f"/proc/self/fd/{emulator_fd}", f"{_EMULATOR_DIRECTORY}/{name}")
-        _write_file("register", handler.replace("@", f"{_EMULATOR_DIRECTORY}/{name}"))
-    except OSError as error:
+        _bind_read_only(emulator_fd, path)
+        _write_file("register", handler.replace("@", path))
+    except (OSError, _KernelRefusal) as error:
         return {"refused": "register the emulator", "errno": error.errno}
     return {"registered": True}
+
+
+def _bind_read_only(fd: int, path: str) -> None:
+    """Mount an open file on a new file, read-only.
+
+    A guest finds it as ``/proc/PID/exe``; on another mount it could change the mode of a file of its user.
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    _mount(os.readlink(f"/proc/self/fd/{fd}"), path, flags=_MS_BIND)
+    _set_read_only(path)
+    if not os.path.samestat(os.stat(path), os.fstat(fd)):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 def _fork_helper(channel: socket.socket, lifeline: tuple[int, int], fds: list[int]) -> None:
@@ -255,7 +285,6 @@ class _GuestInit:
             os.close(each)
         _drop_bounding_set()
         _drop_capabilities()
-        _call_libc("clear the dumpable flag", "prctl", _PR_SET_DUMPABLE, 0)
         limit_exceeded = self._wait_for_guest(guest_pid)
         status = _decode_status(os.waitpid(guest_pid, os.WNOHANG if limit_exceeded else 0))
         failure = os.read(error_fd, _MAX_MESSAGE)
@@ -280,6 +309,8 @@ class _GuestInit:
             os.close(each)
         if os.read(unshared_read, 1):
             _map_guest_ids(guest_pid, self._spec["id_maps"], deny_setgroups=self._spec["is_single_id"])
+            # The guest may not look at init, whose program is the host's Python.
+            _call_libc("clear the dumpable flag", "prctl", _PR_SET_DUMPABLE, 0)
             os.write(mapped_write, b"1")
         os.close(mapped_write)
         return guest_pid, error_read
@@ -323,6 +354,8 @@ def _mount_root(root: str, tmp_size: int) -> None:
         options = f"mode=1777,size={tmp_size}"
         _mount("tmpfs", f"{root}/{mount_point}", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
     _mount("proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    for name in _MASKED:
+        _mask(f"{root}/proc/{name}")
     os.chdir(root)
     # The old root is stacked on the new one's mount point and unmounted from there: pivot_root(2), NOTES.
     _call_libc("pivot_root", "pivot_root", b".", b".")
@@ -330,11 +363,19 @@ def _mount_root(root: str, tmp_size: int) -> None:
     os.chdir("/")
 
 
-def _set_read_only(root: str) -> None:
-    """Add read-only, nosuid and nodev to the flags of the mount, which keeps those that it has."""
+def _mask(path: str) -> None:
+    """Hide a file or directory of the kernel, as Docker does it."""
+    if os.path.isdir(path):
+        _mount("tmpfs", path, "tmpfs", _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "size=4k")
+    elif os.path.exists(path):
+        _mount("/dev/null", path, flags=_MS_BIND)
+
+
+def _set_read_only(path: str) -> None:
+    """Add read-only, nosuid and nodev to the flags of a mount, which keeps those that it has."""
     mount_attr = struct.pack("QQQQ", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, 0, 0, 0)
-    args = (_SYS_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(root), 0, mount_attr, ctypes.c_size_t(len(mount_attr)))
-    _call_libc("make the root read-only", "syscall", *args)
+    args = (_SYS_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path), 0, mount_attr, ctypes.c_size_t(len(mount_attr)))
+    _call_libc(f"make {path} read-only", "syscall", *args)
 
 
 def _bring_up_loopback() -> None:
@@ -425,6 +466,7 @@ def _exec_guest(
         _redirect_streams(streams)
         _set_resource_limits(spec)
         _drop_capabilities()
+        _leave_session_keyring()
         _exec_program(spec)
     except Exception as error:  # noqa: BLE001 - any error means that the guest does not run
         os.write(error_fd, json.dumps(_describe_error(error, "start")).encode())
@@ -460,13 +502,15 @@ def _set_resource_limits(spec: dict[str, Any]) -> None:
 
 def _exec_program(spec: dict[str, Any]) -> None:
     """Execute the first candidate (of PATH) that can be started. Raise the most telling error if none can."""
-    os.chdir(spec["working_dir"])
+    _enter_working_dir(spec["working_dir"])
     os.umask(0o022)
     for signum in (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(signum, signal.SIG_DFL)
     failure: OSError | None = None
     for path in spec["candidates"]:
         try:
+            # Nothing else runs yet that could change the path meanwhile.
+            os.close(_open_in_image(path, os.O_PATH, _RESOLVE_NO_XDEV))
             os.execve(path, spec["argv"], spec["env"])  # noqa: S606 - a program of the image
         except OSError as error:
             if failure is None or error.errno not in (errno.ENOENT, errno.ENOTDIR):
@@ -478,7 +522,36 @@ def _exec_program(spec: dict[str, Any]) -> None:
         raise failure
 
 
+def _enter_working_dir(path: str) -> None:
+    fd = _open_in_image(path, os.O_PATH | os.O_DIRECTORY)
+    os.fchdir(fd)
+    os.close(fd)
+    if f"/{os.getcwd().split('/')[1]}" in _KERNEL_DIRECTORIES:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
+def _open_in_image(path: str, flags: int, resolve: int = 0) -> int:
+    """Open a path without following magic links, which lead to the host; raise :class:`OSError`."""
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve | _RESOLVE_NO_MAGICLINKS)
+    fd: int = _libc.syscall(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), how, ctypes.c_size_t(len(how)))
+    if fd < 0:
+        # A path that leaves the image is no more than one that may not be used.
+        number = errno.EACCES if ctypes.get_errno() == errno.EXDEV else ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return fd
+
+
 # Privileges, for init and guest
+
+
+def _leave_session_keyring() -> None:
+    """Join a new session keyring: without it the guest has that of whoever runs it."""
+    number = _SYS_KEYCTL[struct.calcsize("P")].get(os.uname().machine)
+    if number is None or _libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) >= 0:
+        return
+    # Without keys in the kernel, or in a container that denies the call, the guest cannot use them either.
+    if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
+        raise _KernelRefusal("join a session keyring", ctypes.get_errno())
 
 
 def _drop_bounding_set() -> None:
