@@ -8,6 +8,7 @@ error.
 from __future__ import annotations
 
 import ast
+import errno
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.cli.declared_task import DeclaredTask
 from buildkit_tasks.config.settings import SETTINGS_KEYS, Settings
 from buildkit_tasks.platforms import known_platforms
+from buildkit_tasks.run.sandbox.seccomp import DENIED
 from buildkit_tasks.tasks import ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from buildkit_tasks.cli.options import Option
+    from buildkit_tasks.run.sandbox.seccomp import Rule
 
 __all__ = ["PAGES", "REQUIREMENT", "render_page"]
 
@@ -92,7 +95,39 @@ def _key_table(descriptions: dict[str, str]) -> Iterator[str]:
 
 
 def _render_running(text: str) -> str:
+    text = _replace_table(text, "System calls of guests", _system_call_table())
     return _replace_table(text, "The oldest CPU", _cpu_table())
+
+
+# What Docker's default profile does otherwise.
+_IN_DOCKER = {
+    "socket": "all but `AF_VSOCK` are allowed",
+    **dict.fromkeys(("ioprio_set", "prlimit64", "setpriority", "socketcall"), "allowed"),
+    **dict.fromkeys(
+        ("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler"), "allowed"
+    ),
+}
+
+
+def _system_call_table() -> Iterator[str]:
+    yield "| system calls | denied | error | Docker's default profile |"
+    yield "| --- | --- | --- | --- |"
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for name, rules in DENIED.items():
+        conditions = " or ".join(map(_describe_rule, rules))
+        key = (conditions, errno.errorcode[rules[0].error], _IN_DOCKER.get(name, "the same"))
+        rows.setdefault(key, []).append(f"`{name}`")
+    for (conditions, error, docker), names in rows.items():
+        yield f"| {', '.join(names)} | {conditions} | `{error}` | {docker} |"
+
+
+def _describe_rule(rule: Rule) -> str:
+    argument = f"argument {rule.argument + 1}"
+    if rule.allowed:
+        return f"{argument} is none of {', '.join(map(hex, rule.allowed))}"
+    if rule.denied:
+        return f"{argument} is {', '.join(map(hex, rule.denied))}"
+    return f"{argument} has a bit of {rule.mask:#x}" if rule.mask else "always"
 
 
 def _cpu_table() -> Iterator[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from buildkit_tasks.errors import EmulatorError
 from buildkit_tasks.host.emulation.binfmt import format_registration
+from buildkit_tasks.run.sandbox.seccomp import build_filter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -209,6 +210,7 @@ class Supervisor:
             "memory": limits.memory,
             "processes": limits.processes,
             "tmp": limits.tmp,
+            "filter": build_filter().hex(),
             **self._build_id_map(guest),
         }
 

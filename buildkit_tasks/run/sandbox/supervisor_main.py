@@ -52,6 +52,7 @@ key                              value
 ``cpus``                         the processors that it may use; empty for all
 ``memory``, ``processes``        limits of the guest and its children together: bytes, number
 ``tmp``                          size of /tmp and of /dev/shm in bytes
+``filter``                       the filter of system calls: instructions of BPF, in hexadecimal digits
 ===============================  ======================================================================
 """
 
@@ -102,6 +103,8 @@ _SYS_KEYCTL = {
     },
 }  # fmt: skip
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+_BPF_INSTRUCTION_SIZE = 8
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -506,6 +509,7 @@ def _exec_program(spec: dict[str, Any]) -> None:
     os.umask(0o022)
     for signum in (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(signum, signal.SIG_DFL)
+    _filter_system_calls(bytes.fromhex(spec["filter"]))
     failure: OSError | None = None
     for path in spec["candidates"]:
         try:
@@ -542,6 +546,19 @@ def _open_in_image(path: str, flags: int, resolve: int = 0) -> int:
 
 
 # Privileges, for init and guest
+
+
+class _FilterProgram(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def _filter_system_calls(instructions: bytes) -> None:
+    if instructions:
+        program = _FilterProgram(len(instructions) // _BPF_INSTRUCTION_SIZE, instructions)
+        mode = ctypes.c_ulong(_SECCOMP_MODE_FILTER)
+        _call_libc("filter system calls", "prctl", _PR_SET_SECCOMP, mode, ctypes.byref(program))
 
 
 def _leave_session_keyring() -> None:
