@@ -1,8 +1,9 @@
 """Run a private Docker engine from Debian packages in the user's cache directory.
 
-Its daemon has its own data directory, socket (mode 0600, in a directory of mode 0700) and pid file;
-nothing is installed into the system. The file ``process`` has its pid and start time, so that another
-process with the same pid is never mistaken for it.
+Its daemon has its own data directory, socket (mode 0600, in a directory of mode 0700) and pid file, and a
+containerd of its own: otherwise dockerd takes the system's if there is one, with the images of the system's
+Docker. Nothing is installed into the system. The file ``process`` has the daemon's pid and start time, so that
+another process with the same pid is never mistaken for it.
 """
 
 from __future__ import annotations
@@ -210,8 +211,12 @@ def _start_daemon(paths: PrivateEnginePaths, store: str, commands: CommandRunner
         _write_configuration(paths, store)
         _private_network(paths, commands).create()
     notify(f"starting a private Docker engine at {paths.endpoint}")
-    dockerd = str(paths.prefix / "usr/sbin/dockerd")
     options = CommandOptions(env=_daemon_environment(paths))
+    if not is_listening(f"unix://{paths.containerd_socket}"):  # a killed dockerd leaves it running
+        containerd = str(paths.prefix / "usr/bin/containerd")
+        arguments = [containerd, f"--config={paths.containerd_dir / 'containerd.toml'}"]
+        commands.start_daemon(arguments, paths.root / "containerd.log", options)
+    dockerd = str(paths.prefix / "usr/sbin/dockerd")
     pid = commands.start_daemon(
         [dockerd, f"--config-file={paths.root / 'daemon.json'}"], paths.log_file, options
     )
@@ -235,13 +240,11 @@ def _write_process(paths: PrivateEnginePaths, pid: int) -> None:
 
 def _prepare_folders(paths: PrivateEnginePaths) -> None:
     """Create the directories, and a link to tini under the name that dockerd expects."""
-    for folder in (paths.root, paths.runtime_dir, paths.temporary_dir):
+    for folder in (paths.root, paths.runtime_dir, paths.containerd_dir, paths.temporary_dir):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
     # dockerd does not start if any process has the pid in its stale pid file.
     (paths.runtime_dir / "docker.pid").unlink(missing_ok=True)
-    if not _find_orphans(paths):
-        (paths.runtime_dir / "exec/containerd/containerd.pid").unlink(missing_ok=True)
     bin_folder = paths.root / "bin"
     shutil.rmtree(bin_folder, ignore_errors=True)
     bin_folder.mkdir()
@@ -269,6 +272,7 @@ def _write_configuration(paths: PrivateEnginePaths, store: str) -> None:
         "exec-root": str(paths.runtime_dir / "exec"),
         "pidfile": str(paths.runtime_dir / "docker.pid"),
         "hosts": [paths.endpoint],
+        "containerd": str(paths.containerd_socket),
         "features": {"containerd-snapshotter": store == "containerd"},
         "bridge": paths.bridge,
         "iptables": False,
@@ -276,6 +280,25 @@ def _write_configuration(paths: PrivateEnginePaths, store: str) -> None:
         "userland-proxy": False,
     }
     write_atomically(paths.root / "daemon.json", json.dumps(configuration, indent=2))
+    write_atomically(paths.containerd_dir / "containerd.toml", _containerd_configuration(paths))
+
+
+def _containerd_configuration(paths: PrivateEnginePaths) -> str:
+    """Return containerd's configuration; the plugin "opt" would create /opt/containerd."""
+    # A string of JSON is one of TOML.
+    root, state = (
+        json.dumps(str(paths.data_root / "containerd/daemon")),
+        json.dumps(f"{paths.containerd_dir}/daemon"),
+    )
+    lines = [
+        "version = 2",
+        f"root = {root}",
+        f"state = {state}",
+        'disabled_plugins = ["io.containerd.grpc.v1.cri"]',
+        f"[grpc]\naddress = {json.dumps(str(paths.containerd_socket))}",
+        f'[plugins."io.containerd.internal.v1.opt"]\npath = {json.dumps(str(paths.root / "opt"))}',
+    ]
+    return "\n".join([*lines, ""])
 
 
 def _wait_until_ready(paths: PrivateEnginePaths) -> None:
@@ -360,6 +383,16 @@ class PrivateEnginePaths:
     def endpoint(self) -> str:
         """The socket's URL for DOCKER_HOST."""
         return f"unix://{self.socket}"
+
+    @property
+    def containerd_dir(self) -> Path:
+        """Configuration, socket and state of the engine's containerd."""
+        return self.runtime_dir / "exec/containerd"
+
+    @property
+    def containerd_socket(self) -> Path:
+        """The socket of the engine's containerd."""
+        return self.containerd_dir / "containerd.sock"
 
     @property
     def data_root(self) -> Path:
