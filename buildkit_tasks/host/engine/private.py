@@ -1,9 +1,9 @@
 """Run a private Docker engine from Debian packages in the user's cache directory.
 
 Its daemon has its own data directory, socket (mode 0600, in a directory of mode 0700) and pid file, and a
-containerd of its own: otherwise dockerd takes the system's if there is one, with the images of the system's
-Docker. Nothing is installed into the system. The file ``process`` has the daemon's pid and start time, so that
-another process with the same pid is never mistaken for it.
+containerd of its own: otherwise dockerd takes the system's if there is one, with the images of that one's
+Docker. Nothing is installed into the system. The file ``process`` has the pid and start time of dockerd, so
+that another process with the same pid is never mistaken for it.
 """
 
 from __future__ import annotations
