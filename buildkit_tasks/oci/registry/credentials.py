@@ -8,7 +8,6 @@ representations.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from dataclasses import dataclass, field
@@ -177,6 +176,8 @@ def _parse_auth_entry(path: Path, host: str, entry: object) -> Credential:
             return ""
         if not isinstance(value, str):
             raise _settings_error(path, f"is malformed: auths: {host}: {key} is not a string")
+        if not _is_unicode(value):
+            raise _settings_error(path, f"is malformed: auths: {host}: {key} has an unpaired surrogate")
         return value
 
     username, password = read_text("username"), read_text("password")
@@ -194,7 +195,7 @@ def _decode_auth(path: Path, host: str, auth: str) -> tuple[str, str]:
     """Return username and password of ``auth``: base64 of ``USERNAME:PASSWORD``, as in RFC 7617."""
     try:
         username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeError):
+    except ValueError:  # binascii.Error and UnicodeError among others
         colon = ""
     if not colon:
         raise _settings_error(path, f"is malformed: auths: {host}: auth is not base64 of USERNAME:PASSWORD")
@@ -208,11 +209,20 @@ def _parse_helper_output(output: str) -> Credential | None:
         username, secret = document["Username"], document["Secret"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if not isinstance(username, str) or not isinstance(secret, str):
+    if not all(isinstance(value, str) and _is_unicode(value) for value in (username, secret)):
         return None
     if username == _TOKEN_USERNAME:
         return Credential(identity_token=secret)
     return Credential(username=username, password=secret)
+
+
+def _is_unicode(text: str) -> bool:
+    """Return False for text with unpaired surrogates, which JSON can express and nothing can send."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _strip_url(key: str) -> str:

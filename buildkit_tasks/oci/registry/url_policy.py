@@ -90,7 +90,8 @@ class Url:
         try:
             parts = urlsplit(urljoin(base.text, text) if base else text)
             scheme, host = parts.scheme.lower(), _parse_host(parts.hostname or "")
-            port = parts.port or _DEFAULT_PORTS[scheme]
+            default_port = _DEFAULT_PORTS[scheme]
+            port = parts.port or default_port
         except (ValueError, KeyError):
             raise RegistryError(f"{sender_name} sent an invalid http or https URL") from None
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

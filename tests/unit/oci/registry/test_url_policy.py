@@ -60,7 +60,8 @@ def test_relative_location(location: str, url: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "x", "/x", "ftp://a/", "file:///etc/passwd", "https://", "https:///x", "https://a:b/", "https://a:0x5/",
+        "", "x", "/x", "ftp://a/", "ftp://a:5000/", "gopher://a:80/",
+        "file:///etc/passwd", "https://", "https:///x", "https://a:b/", "https://a:0x5/",
         "https://a:99999/", "https://a b/", "https://a/\n", "https://a\t/", "https://a/\x00", "https://\u00e4/",
         "https://[::1", "https://[::1%25eth0]/", "https://a\\b/", "https://a%2fb/", "https://.a/",
         "javascript:x", "https://a/" + "x" * 20000,
