@@ -20,10 +20,8 @@ _SIGILL = _SIGNAL_BASE + 4
 _FATAL_SIGNAL_STATUSES = frozenset(_SIGNAL_BASE + number for number in (6, 7, 8, 11))
 _QEMU_SIGNAL_MESSAGE = "uncaught target signal"
 _MISSING_SIGNAL_NOTE = " (QEMU reported no fatal signal of the guest: it may itself have crashed)"
-_START_FAILURE_STATUSES = (1, 126, 127, 255)  # of shells, inits and the runtime
 MISSING_PROGRAM_STATUSES = frozenset({127, 255})
 """The exit statuses of shells, inits and QEMU if a program, or its loader, does not exist."""
-_EXEC_FORMAT_ERROR = re.compile(r"exec format error", re.IGNORECASE)
 # Guests choose what they print, so every repetition below is bounded. QEMU's own error comes last.
 _TAIL_CHARS = 1 << 16
 _MAX_MESSAGE_CHARS = 300  # characters of a guest's last line in a message
@@ -133,8 +131,6 @@ def _classify_crash(
 ) -> tuple[Outcome, str] | None:
     """Classify a guest that could not start, or that crashed; None for another."""
     tail = result.stderr[-_TAIL_CHARS:]
-    if _EXEC_FORMAT_ERROR.search(result.stderr) and result.exit_code in _START_FAILURE_STATUSES:
-        return Outcome.NOT_REGISTERED, f"the kernel has no handler for {platform}: exec format error"
     if result.emulated and result.exit_code > _SIGNAL_BASE and _QEMU_FAULT.search(tail):
         return Outcome.EMULATOR_CRASH, f"the emulator crashed: {_get_last_line(tail)}"
     cpu_error = result.exit_code != 0 and _UNSUPPORTED_CPU.search(result.stderr)
