@@ -192,6 +192,24 @@ def test_outputs_of_bake_file(hello_project: Project) -> None:
     assert (hello_project.folder / "out/files/hello").read_bytes() == program("linux/amd64")
 
 
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    "output", ["type=oci,\\u0064est={0}", "type=oci,${{WHERE}}", 'type=tar,DE${{\\"ST\\"}}={0}']
+)
+def test_output_elsewhere_is_refused(
+    hello_project: Project, tmp_path: Path, output: str, options: list[str]
+) -> None:
+    """Only buildx knows what these are, and it opens the files in order to print their names."""
+    kept = tmp_path / "kept.tar"
+    kept.write_bytes(b"kept")
+    target = f'{{"hello": {{"output": ["{output.format(kept)}"]}}}}'
+    variable = f'{{"WHERE": {{"default": "\\u0064est={kept}"}}}}'
+    hello_project.write({"bake.json": f'{{"variable": {variable}, "target": {target}}}'})
+    done = hello_project.task("build-multiarch", "--bake=bake.json", "hello", *options, expect=2)
+    assert "is outside this folder" in done.stderr
+    assert kept.read_bytes() == b"kept"
+
+
 def test_outputs_survive_failed_build(hello_project: Project) -> None:
     hello_project.write({"docker-bake.hcl": OUTPUTS, "out/a.tar": "kept"})
     hello_project.task("build-multiarch", "--bake=docker-bake.hcl", "--dry-run")

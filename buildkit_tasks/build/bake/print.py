@@ -5,7 +5,8 @@ is empty afterwards (measured with buildx 0.29). Therefore a bake file is printe
 
 1. without outputs (``--set=*.output=``), in the current folder;
 2. if it contains the word ``output``, once more in an empty folder, only to read the outputs. Before that,
-   every ``dest`` in its text must be a relative path inside that folder.
+   every ``dest`` in its text must be a relative path inside that folder. A text cannot tell what an
+   interpolated or escaped one is, so buildx can write in that folder only, where the kernel has Landlock.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import re
 import shlex
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.build.bake.plan import BakePlan, parse_bake_plan
 from buildkit_tasks.build.bake.target import TARGET_NAME
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.system.landlock import restricted_argv
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +35,9 @@ __all__ = ["BakePrinter", "check_bake_arguments"]
 _PRINT_TIMEOUT = 60.0
 _NO_OUTPUTS = "--set=*.output="
 _OUTPUT_KEY = re.compile(r"\boutput\b")
-# `type=oci,dest=x.tar` in a text, `dest = "x.tar"` or `"dest": "x.tar"` in an object.
-_DEST_VALUE = re.compile(r'\bdest\b\\?"?\s*[=:]\s*\\?"?([^",\]}\s]*)')
+# `type=oci,dest=x.tar` in a text, `dest = "x.tar"` or `"dest": "x.tar"` in an object, in any case.
+_DEST_VALUE = re.compile(r'\bdest\b\\?"?\s*[=:]\s*\\?"?([^",\]}\s]*)', re.IGNORECASE)
+_DEST_HINT = "write a relative path, or give the destination by -o type=..."
 # A pattern of targets, a key and perhaps a name in it: `web*.args.VERSION=1`, `web.tags+=x:1`, `web.pull`.
 _OVERRIDE = re.compile(r"[^.=\s-][^.=\s]*\.(?P<key>[a-z-]+)(?:\.[^=]+)?(?:\+?=.*)?\Z", re.DOTALL)
 _OUTPUT_OPTIONS = {
@@ -125,22 +128,30 @@ class BakePrinter:
                     raise UsageError(
                         f"{self._label}: dest={dest} is not a relative path inside this folder, and buildx "
                         "would truncate that file to print its name",
-                        hint="write a relative path, or give the destination by -o type=...",
+                        hint=_DEST_HINT,
                     )
                 (Path(directory) / dest).parent.mkdir(parents=True, exist_ok=True)
             without_secrets = ("--set=*.secrets=", "--set=*.ssh=")
             files = [str(Path(file).absolute()) for file in self.files]
-            return self._run_print(files, without_secrets, cwd=Path(directory))
+            return self._run_print(files, without_secrets, folder=Path(directory))
 
     def _print_argv(self, files: Sequence[str], flags: Sequence[str]) -> list[str]:
         file_flags = (f"--file={file}" for file in files)
         return [*self.engine.tools.buildx, "bake", "--print", *file_flags, *flags, "--", *self.targets]
 
-    def _run_print(self, files: Sequence[str], flags: Sequence[str], cwd: Path | None = None) -> str:
-        argv = self._print_argv(files, flags)
-        result = self.commands.run(argv, self.engine.command_options(timeout=_PRINT_TIMEOUT, cwd=cwd))
+    def _run_print(self, files: Sequence[str], flags: Sequence[str], folder: Path | None = None) -> str:
+        """Run buildx; with ``folder`` there, where alone it can write."""
+        argv, options = self._print_argv(files, flags), self.engine.command_options(timeout=_PRINT_TIMEOUT)
+        if folder is not None:
+            env = {**options.env, "BUILDX_CONFIG": str(folder), "TMPDIR": str(folder)}
+            argv, options = restricted_argv(folder, argv), replace(options, env=env, cwd=folder)
+        result = self.commands.run(argv, options)
         if not result.ok:
             reason = result.reason
+            if folder is not None and reason.endswith("permission denied"):
+                raise UsageError(
+                    f"{self._label}: an output is outside this folder: {reason}", hint=_DEST_HINT
+                )
             # A syntax error names the file itself; buildx can list the targets of no file that has one.
             names_file = any(reason.startswith(f"{file}:") for file in files)
             file_flags = shlex.join(f"--file={file}" for file in self.files)

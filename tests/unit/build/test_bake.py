@@ -16,6 +16,7 @@ from buildkit_tasks.build.bake.target import BakeTarget
 from buildkit_tasks.errors import BuilderError, UsageError
 from buildkit_tasks.host.engine.daemon import ClientTools
 from buildkit_tasks.system.command import CommandOptions
+from buildkit_tasks.system.landlock import restricted_argv
 from tests.support.fake_engine import make_engine
 from tests.support.scripted import Scripted
 
@@ -358,7 +359,7 @@ def test_print_without_outputs(tmp_path: Path) -> None:
 def test_print_of_several_files(tmp_path: Path) -> None:
     for name, text in {"a.hcl": 'output = ["type=oci,dest=x.tar"]', "b.hcl": ""}.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    commands = Scripted().expect("buildx bake *", stdout=format_plan({"web": {}}))
+    commands = Scripted().expect("*buildx bake *", stdout=format_plan({"web": {}}))
     BakePrinter(
         files=("a.hcl", "b.hcl"), targets=(), overrides=("web.args.A=1",), engine=ENGINE, commands=commands
     ).print_plan(with_outputs=True)
@@ -398,14 +399,16 @@ def test_print_outputs_in_empty_folder(tmp_path: Path) -> None:
     folders: list[Path] = []
 
     def check_folder(argv: list[str], options: CommandOptions) -> None:
-        assert argv[3] == f"--file={tmp_path}/x.hcl"
+        assert f"--file={tmp_path}/x.hcl" in argv
         assert options.cwd is not None
+        assert argv == restricted_argv(options.cwd, argv[argv.index("buildx") :])
+        assert options.env["BUILDX_CONFIG"] == options.env["TMPDIR"] == str(options.cwd)
         assert (options.cwd / "dist").is_dir()
         folders.append(options.cwd)
 
     printed = {"output": [{"type": "oci", "dest": "dist/x.tar"}], "context": "../../elsewhere"}
     commands = Scripted().expect(
-        "buildx bake *--set=[*].secrets=*", stdout=format_plan({"web": printed}), effect=check_folder
+        "*buildx bake *--set=[*].secrets=*", stdout=format_plan({"web": printed}), effect=check_folder
     )
     commands.expect("buildx bake *output=*", stdout=format_plan({"web": {"context": "web"}}))
     web = print_plan(tmp_path, 'output = ["type=oci,dest=dist/x.tar"]', commands).targets["web"]
@@ -429,6 +432,7 @@ def test_print_once_without_outputs(tmp_path: Path) -> None:
         'output = ["type=oci,\\"dest=~/x.tar\\""]',
         'output = [{ type = "oci", dest = "/x.tar" }]',
         '"output": [{"type": "oci", "dest": "/x.tar"}]',
+        'output = ["type=oci,DEST=/x.tar"]',
         'output = [{ type = "oci", dest = PLACE }]\noutput = ["type=oci,dest=%{x}"]',
     ],
 )
@@ -437,6 +441,14 @@ def test_unsafe_dest_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"dest=.* is not a relative path inside this folder"):
         print_plan(tmp_path, text, commands)
     assert len(commands.calls) == 1
+
+
+def test_output_outside_of_folder(tmp_path: Path) -> None:
+    reason = "ERROR: failed to open open /x.tar: permission denied"
+    commands = Scripted().expect("buildx bake *output=*", stdout=format_plan({"web": {}}))
+    commands.expect("*buildx bake *secrets=*", returncode=1, stderr=reason)
+    with pytest.raises(UsageError, match=r"x\.hcl: an output is outside this folder: .*/x\.tar: permission"):
+        print_plan(tmp_path, 'output = ["type=oci,${WHERE}"]', commands)
 
 
 def test_buildx_error_and_hint(tmp_path: Path) -> None:
