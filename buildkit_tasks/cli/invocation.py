@@ -96,11 +96,12 @@ class TaskContext:
 
     @staticmethod
     def notify(message: str) -> None:
-        """Print a progress message on standard error, redacted."""
+        """Print a message or an error on standard error, redacted and printable."""
+        from buildkit_tasks.report.text import escape_message
         from buildkit_tasks.system.command import redact
 
         with tolerate_closed_pipe(sys.stderr):
-            print(redact(message), file=sys.stderr)
+            print(escape_message(redact(message)), file=sys.stderr)
 
     def show_report(self, report: Any, failure_code: int = 1, *, even_dry_run: bool = False) -> None:
         """Show a report in every form asked for; ``failure_code`` is the status if it is not ok.

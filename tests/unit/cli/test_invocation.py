@@ -366,6 +366,13 @@ def test_bug_is_raised() -> None:
         inv("raise-error", "--kind", "bug")
 
 
+def test_error_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    TaskContext.notify("error: bad \x1b[2J\u202e\u200b\n ::stop-commands::x\n::add-mask::y")
+    assert capsys.readouterr().err == (
+        "error: bad \\x1b[2J\\u202e\\u200b\n \\x3a:stop-commands::x\n\\x3a:add-mask::y\n"
+    )
+
+
 @pytest.mark.parametrize("args", [(), ("--json",), ("--debug",), ("--json", "--debug")])
 def test_error_is_redacted(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     inv("raise-error", "--kind", "secret", *args)
