@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["DENIED", "NUMBERS", "Rule", "build_filter"]
+__all__ = ["DENIED", "NUMBERS", "Rule", "build_filter", "native_number"]
 
 _NONE = -1
 # The tables of numbers in the order of the columns below; "generic" is that of arm64, riscv64 and loong64.
@@ -134,6 +134,7 @@ _ARCHITECTURES: dict[str, tuple[tuple[int, str], ...]] = {
     "ppc64le": ((0xC0000015, "ppc64le"),),
     "s390x": ((0x80000016, "s390x"),),
 }
+_LONG_SIZE = 8  # bytes, of a pointer of 64 bits
 _X32_BIT = 0x40000000  # of the numbers of the x32 ABI, which has the AUDIT_ARCH of amd64
 
 # linux/bpf_common.h, linux/filter.h: load a word; jump if equal, at least, or with a common bit; return
@@ -157,6 +158,19 @@ def build_filter(machine: str = os.uname().machine) -> bytes:
         program += [(_JUMP_EQUAL, 0, len(block), audit_arch), *block]
     program.append((_RETURN, 0, 0, _KILL_PROCESS))
     return b"".join(struct.pack("HBBI", *each) for each in program) if architectures else b""
+
+
+def native_number(
+    name: str, machine: str = os.uname().machine, pointer_size: int = struct.calcsize("P")
+) -> int:
+    """Return the number of a system call for programs like this one; 0 if it is unknown."""
+    tables = [table for _, table in _ARCHITECTURES.get(machine, ())]
+    if not tables:
+        return 0
+    table = (
+        tables[0] if pointer_size == _LONG_SIZE else tables[-1]
+    )  # a 64-bit kernel has the other one second
+    return max(NUMBERS[name][_TABLES.index(table)], 0)
 
 
 def _build_block(table: str) -> Iterator[_Instruction]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from buildkit_tasks.errors import EmulatorError
 from buildkit_tasks.host.emulation.binfmt import format_registration
-from buildkit_tasks.run.sandbox.seccomp import build_filter
+from buildkit_tasks.run.sandbox.seccomp import build_filter, native_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -211,6 +211,7 @@ class Supervisor:
             "processes": limits.processes,
             "tmp": limits.tmp,
             "filter": build_filter().hex(),
+            "keyctl": native_number("keyctl"),
             **self._build_id_map(guest),
         }
 

@@ -53,6 +53,7 @@ key                              value
 ``memory``, ``processes``        limits of the guest and its children together: bytes, number
 ``tmp``                          size of /tmp and of /dev/shm in bytes
 ``filter``                       the filter of system calls: instructions of BPF, in hexadecimal digits
+``keyctl``                       the number of keyctl(2); 0 if unknown
 ===============================  ======================================================================
 """
 
@@ -92,16 +93,6 @@ _AT_FDCWD = -100
 _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 437, 442  # the same on every architecture
 _RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS = 1, 2  # include/uapi/linux/openat2.h
 _KEYCTL_JOIN_SESSION_KEYRING = 1
-# The system call keyctl(2) by machine, for programs of 64 and 32 bits.
-_SYS_KEYCTL = {
-    8: {
-        "x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64": 271, "ppc64le": 271,
-        "s390x": 280, "mips64": 5241,
-    },
-    4: {
-        "x86_64": 288, "i686": 288, "aarch64": 311, "armv7l": 311, "armv6l": 311, "ppc": 271, "mips": 4282,
-    },
-}  # fmt: skip
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _BPF_INSTRUCTION_SIZE = 8
@@ -469,7 +460,7 @@ def _exec_guest(
         _redirect_streams(streams)
         _set_resource_limits(spec)
         _drop_capabilities()
-        _leave_session_keyring()
+        _leave_session_keyring(spec["keyctl"])
         _exec_program(spec)
     except Exception as error:  # noqa: BLE001 - any error means that the guest does not run
         os.write(error_fd, json.dumps(_describe_error(error, "start")).encode())
@@ -561,10 +552,9 @@ def _filter_system_calls(instructions: bytes) -> None:
         _call_libc("filter system calls", "prctl", _PR_SET_SECCOMP, mode, ctypes.byref(program))
 
 
-def _leave_session_keyring() -> None:
+def _leave_session_keyring(number: int) -> None:
     """Join a new session keyring: without it the guest has that of whoever runs it."""
-    number = _SYS_KEYCTL[struct.calcsize("P")].get(os.uname().machine)
-    if number is None or _libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) >= 0:
+    if not number or _libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) >= 0:
         return
     # Without keys in the kernel, or in a container that denies the call, the guest cannot use them either.
     if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from buildkit_tasks.run.sandbox import seccomp
-from buildkit_tasks.run.sandbox.seccomp import DENIED, NUMBERS, build_filter
+from buildkit_tasks.run.sandbox.seccomp import DENIED, NUMBERS, build_filter, native_number
 
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 AMD64, I386, ARM64, ARM, S390X = 0xC000003E, 0x40000003, 0xC00000B7, 0x40000028, 0x80000016
@@ -125,3 +125,19 @@ def test_foreign_architecture_is_killed(machine: str) -> None:
 
 def test_unknown_machine() -> None:
     assert build_filter("sparc64") == b""
+
+
+@pytest.mark.parametrize(
+    ("machine", "pointer_size", "number"),
+    [
+        ("x86_64", 8, 250),
+        ("x86_64", 4, 288),
+        ("i686", 4, 288),
+        ("aarch64", 8, 219),
+        ("aarch64", 4, 311),
+        ("riscv64", 8, 219),
+        ("sparc64", 8, 0),
+    ],
+)
+def test_number_of_keyctl(machine: str, pointer_size: int, number: int) -> None:
+    assert native_number("keyctl", machine, pointer_size) == number
