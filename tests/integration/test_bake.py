@@ -202,10 +202,10 @@ def test_output_elsewhere_is_refused(
     """Only buildx knows what these are, and it opens the files in order to print their names."""
     kept = tmp_path / "kept.tar"
     kept.write_bytes(b"kept")
-    target = f'{{"hello": {{"output": ["{output.format(kept)}"]}}}}'
+    target = f'{{"default": {{"output": ["{output.format(kept)}"]}}}}'
     variable = f'{{"WHERE": {{"default": "\\u0064est={kept}"}}}}'
     hello_project.write({"bake.json": f'{{"variable": {variable}, "target": {target}}}'})
-    done = hello_project.task("build-multiarch", "--bake=bake.json", "hello", *options, expect=2)
+    done = hello_project.task("build-multiarch", "--bake=bake.json", *options, expect=2)
     assert "is outside this folder" in done.stderr
     assert kept.read_bytes() == b"kept"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import tarfile
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from docker.errors import APIError
+from docker.models.containers import Container
 from hypothesis import HealthCheck, event, example, given, settings
 
 from buildkit_tasks.host.engine import Engine
@@ -25,7 +27,12 @@ Nodes = dict[str, tuple[object, ...]]
 
 NAMES = ("a", "b", "c", "l")  # none that Docker itself writes in a container
 IMAGE = "docker.io/library/layers:1"
+_ATTEMPTS = 5
 _OF_DOCKER = {".dockerenv", "dev", "etc", "proc", "sys"}
+
+
+class _CollectedMeanwhile(Exception):
+    """containerd's collector has removed a layer that it was about to use."""
 
 
 class Comparison:
@@ -64,7 +71,7 @@ class Comparison:
         names = {"io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": "1"}
         (image,) = self.client.images.load(make_tar(layout_files(memory, **names), form=tarfile.USTAR_FORMAT))
         try:
-            container = self.client.containers.create(IMAGE)
+            container = self.create_container()
         except APIError as error:
             if "failed to extract layer" not in str(error):
                 raise
@@ -75,6 +82,21 @@ class Comparison:
             return list_archive(exported)
         finally:
             image.remove(force=True)
+
+    def create_container(self) -> Container:
+        """Create a container; again if containerd has just removed what an image before had in common."""
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(_CollectedMeanwhile):
+                return self.try_to_create()
+        return self.client.containers.create(IMAGE)
+
+    def try_to_create(self) -> Container:
+        try:
+            return self.client.containers.create(IMAGE)
+        except APIError as error:
+            if "parent snapshot" in str(error) and "not found" in str(error):
+                raise _CollectedMeanwhile from error
+            raise
 
 
 def drop_rejected(layers: list[list[Entry]]) -> list[list[Entry]]:

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 
@@ -31,28 +29,6 @@ def state_folder(node: Node) -> Path:
     return Path(f"/proc/{pid}/root/var/lib/buildkit")
 
 
-@contextmanager
-def kept_full(file: Path) -> Iterator[None]:
-    """Take all space of a file system, also what BuildKit's collector frees in between."""
-    done = Event()
-
-    def fill() -> None:
-        with file.open("ab", buffering=0) as written:
-            while not done.wait(0.001):
-                with suppress(OSError):
-                    while written.write(bytes(4096)):
-                        pass
-
-    thread = Thread(target=fill)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        file.unlink()
-
-
 def test_builder_disk_full(small_node: Node, project: Project) -> None:
     here = project.with_env(BUILDX_CONFIG=str(project.folder.parent / "buildx"))
     settings = remote_settings([small_node.option()], ["linux/amd64"])
@@ -66,9 +42,7 @@ def test_builder_disk_full(small_node: Node, project: Project) -> None:
     assert list((here.folder / "dist").glob("*")) == []
 
     prune = [*small_node.engine.tools.buildx, "prune", "--builder=fleet", "--force", "--all"]
-    with kept_full(other_file):
-        # It records what it removes.
-        assert "no space left on device" in here.command(*prune).stderr
+    other_file.unlink()  # prune records what it removes
     pruned = here.command(*prune)
     assert pruned.code == 0, pruned.stderr
     assert here.write({"big": b"small"}).json("build-multiarch")["ok"]
