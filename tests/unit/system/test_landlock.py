@@ -15,7 +15,8 @@ _HAS_LANDLOCK = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) > 0
 
 
 def run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    argv = restricted_argv(folder, [sys.executable, "-c", f"import os\n{code}"])
+    # Without site-packages, where coverage would start with Python and write elsewhere.
+    argv = restricted_argv(folder, [sys.executable, "-IS", "-c", f"import os\n{code}"])
     return subprocess.run(argv, check=False, capture_output=True, text=True)
 
 
@@ -50,7 +51,7 @@ def test_inside(folder: Path) -> None:
         "os.rename('kept', 'inside/kept')",
         "os.link('kept', 'inside/kept')",
         "os.rmdir('inside')",
-        "os.system('echo > kept') == 0 or exit(1)",
+        "os.system('echo > kept') == 0 or os._exit(1)",
     ],
 )
 def test_outside(folder: Path, code: str) -> None:
@@ -61,5 +62,5 @@ def test_outside(folder: Path, code: str) -> None:
 
 
 def test_status_and_arguments(folder: Path) -> None:
-    assert run(folder, "exit(7)").returncode == 7
+    assert run(folder, "os._exit(7)").returncode == 7
     assert restricted_argv(folder, ["x", "--y"])[-3:] == [str(folder), "x", "--y"]
