@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import re
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ _UNPRINTABLE = re.compile(
     r"\U000e0000-\U000e0fff]"
     r"|(?<=#)#(?=\[)",
 )
+_MAX_UNIT = 0xFFFF  # the greatest code that four hexadecimal digits express
 # The start of a workflow command, which GitHub's runner executes after blanks too (ActionCommand.TryParseV2).
 _WORKFLOW_COMMAND = re.compile(r"^([^\S\n]*):(?=:)", re.MULTILINE)
 
@@ -47,7 +47,7 @@ _WORKFLOW_COMMAND = re.compile(r"^([^\S\n]*):(?=:)", re.MULTILINE)
 def escape_match(match: re.Match[str]) -> str:
     r"""Return the matched character as Python escapes it: ``\x1b``, ``\udc80``."""
     code = ord(match[0])
-    if code > sys.maxunicode >> 4:
+    if code > _MAX_UNIT:
         return f"\\U{code:08x}"
     return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 - one byte
 

@@ -66,6 +66,7 @@ def check_scan(layers: list[list[Entry]]) -> None:
 @example([[directory("a/.", mode=0o700), directory("a", mode=0o711)]])
 @example([[file("a/b")], [symlink("a", "/c"), directory("a")]])
 @example([[], [hard_link("a", "b"), directory("a")]])
+@example([[file("a/a"), hard_link("a", "a/a")]])
 @example([[file("a/b")], [file(".wh.a/.")]])
 def test_scan_equals_model(layers: list[list[Entry]]) -> None:
     check_scan(layers)

@@ -11,7 +11,7 @@ from typing import Any
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import PrivateEnginePaths
+from buildkit_tasks.host.engine.private_paths import PrivateEnginePaths
 from buildkit_tasks.host.engine.sdk import connect_client
 from tests.support.project import MARK
 

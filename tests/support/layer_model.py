@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tests.support.unpacking import Entry
@@ -261,45 +261,38 @@ class Model:
         if isinstance(hosts, Device | None) or (isinstance(hosts, File) and not hosts.data):
             etc.children["hosts"] = File(HOSTS, 0o644)
 
-    def list_nodes(self) -> dict[str, tuple[object, ...]]:
-        nodes: dict[str, tuple[object, ...]] = {}
+    def walk(self) -> Iterator[tuple[str, Node]]:
+        """Yield each path with its node."""
         pending: list[tuple[str, Directory]] = [("", self.root)]
         while pending:
             prefix, directory = pending.pop()
             for name, node in directory.children.items():
-                path = f"{prefix}{name}"
+                yield f"{prefix}{name}", node
                 if isinstance(node, Directory):
-                    nodes[path] = ("directory", 0o755 if node.mode is None else node.mode)
-                    pending.append((f"{path}/", node))
-                elif isinstance(node, File):
-                    nodes[path] = ("file", node.data, node.mode)
-                elif not isinstance(node, Device):
-                    nodes[path] = ("link", node.target) if isinstance(node, Link) else ("fifo", node.mode)
+                    pending.append((f"{prefix}{name}/", node))
+
+    def list_nodes(self) -> dict[str, tuple[object, ...]]:
+        nodes: dict[str, tuple[object, ...]] = {}
+        for path, node in self.walk():
+            if isinstance(node, Directory):
+                nodes[path] = ("directory", 0o755 if node.mode is None else node.mode)
+            elif isinstance(node, File):
+                nodes[path] = ("file", node.data, node.mode)
+            elif not isinstance(node, Device):
+                nodes[path] = ("link", node.target) if isinstance(node, Link) else ("fifo", node.mode)
         return nodes
 
     def list_implied(self) -> set[str]:
         """Return the directories that lack an entry in the uppermost layer that has them."""
-        implied: set[str] = set()
-        pending: list[tuple[str, Directory]] = [("", self.root)]
-        while pending:
-            prefix, directory = pending.pop()
-            for name, node in directory.children.items():
-                if isinstance(node, Directory):
-                    pending.append((f"{prefix}{name}/", node))
-                    implied |= {f"{prefix}{name}"} if node.is_implied or node.mode is None else set()
-        return implied
+        directories = [(path, node) for path, node in self.walk() if isinstance(node, Directory)]
+        return {path for path, node in directories if node.is_implied or node.mode is None}
 
     def list_hard_links(self) -> Counter[frozenset[str]]:
         """Return the sets of names of one file."""
         names: dict[File | Fifo, set[str]] = {}
-        pending: list[tuple[str, Directory]] = [("", self.root)]
-        while pending:
-            prefix, directory = pending.pop()
-            for name, node in directory.children.items():
-                if isinstance(node, Directory):
-                    pending.append((f"{prefix}{name}/", node))
-                elif isinstance(node, File | Fifo):
-                    names.setdefault(node, set()).add(f"{prefix}{name}")
+        for path, node in self.walk():
+            if isinstance(node, File | Fifo):
+                names.setdefault(node, set()).add(path)
         return Counter(map(frozenset, names.values()))
 
 

@@ -9,12 +9,10 @@ that another process with the same pid is never mistaken for it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +21,7 @@ from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine.access import is_listening
 from buildkit_tasks.host.engine.daemon import ClientTools, Engine, describe_engine, ensure_tools
 from buildkit_tasks.host.engine.private_network import PrivateNetwork
+from buildkit_tasks.host.engine.private_paths import PrivateEnginePaths
 from buildkit_tasks.host.privileges import list_missing_capabilities, rerun_as_root
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.system.command import CommandOptions, CommandRunner
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from buildkit_tasks.system.notify import Notify
 
 __all__ = [
-    "PrivateEnginePaths",
     "ensure_private_engine",
     "find_private_engine",
     "private_engine_obstacle",
@@ -285,20 +283,16 @@ def _write_configuration(paths: PrivateEnginePaths, store: str) -> None:
 
 def _containerd_configuration(paths: PrivateEnginePaths) -> str:
     """Return containerd's configuration; the plugin "opt" would create /opt/containerd."""
-    # A string of JSON is one of TOML.
-    root, state = (
-        json.dumps(str(paths.data_root / "containerd/daemon")),
-        json.dumps(f"{paths.containerd_dir}/daemon"),
-    )
-    lines = [
-        "version = 2",
-        f"root = {root}",
-        f"state = {state}",
-        'disabled_plugins = ["io.containerd.grpc.v1.cri"]',
-        f"[grpc]\naddress = {json.dumps(str(paths.containerd_socket))}",
-        f'[plugins."io.containerd.internal.v1.opt"]\npath = {json.dumps(str(paths.root / "opt"))}',
-    ]
-    return "\n".join([*lines, ""])
+    configuration = {
+        "version": 2,
+        "root": str(paths.data_root / "containerd/daemon"),
+        "state": str(paths.containerd_dir / "daemon"),
+        "disabled_plugins": ["io.containerd.grpc.v1.cri"],
+        "grpc.address": str(paths.containerd_socket),
+        'plugins."io.containerd.internal.v1.opt".path': str(paths.root / "opt"),
+    }
+    # These values are the same in TOML as in JSON.
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in configuration.items())
 
 
 def _wait_until_ready(paths: PrivateEnginePaths) -> None:
@@ -344,72 +338,3 @@ def _planned_engine(paths: PrivateEnginePaths, tools: ClientTools) -> Engine:
         tools=tools,
         env=_client_environment(paths),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class PrivateEnginePaths:
-    """The files and directories of one private engine, by its name."""
-
-    cache: Path
-    name: str = "engine"
-
-    @property
-    def root(self) -> Path:
-        """Configuration, state and log."""
-        return self.cache / self.name
-
-    @property
-    def prefix(self) -> Path:
-        """The installed packages."""
-        return self.cache / "debian" / "engine"
-
-    @property
-    def runtime_dir(self) -> Path:
-        """Sockets and mounts; a short path, because those of sockets are limited to 107 bytes (unix(7))."""
-        digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
-        return Path("/run/buildkit-tasks") / digest
-
-    @property
-    def bridge(self) -> str:
-        """The network bridge of its containers (the name of a device has at most 15 characters)."""
-        return f"bkt-{self.runtime_dir.name}"
-
-    @property
-    def socket(self) -> Path:
-        """The daemon's only socket."""
-        return self.runtime_dir / "docker.sock"
-
-    @property
-    def endpoint(self) -> str:
-        """The socket's URL for DOCKER_HOST."""
-        return f"unix://{self.socket}"
-
-    @property
-    def containerd_dir(self) -> Path:
-        """Configuration, socket and state of the engine's containerd."""
-        return self.runtime_dir / "exec/containerd"
-
-    @property
-    def containerd_socket(self) -> Path:
-        """The socket of the engine's containerd."""
-        return self.containerd_dir / "containerd.sock"
-
-    @property
-    def data_root(self) -> Path:
-        """Images, containers and build cache."""
-        return self.root / "data"
-
-    @property
-    def temporary_dir(self) -> Path:
-        """Temporary files of the daemon and of BuildKit."""
-        return self.root / "tmp"
-
-    @property
-    def process_file(self) -> Path:
-        """The daemon's pid and start time."""
-        return self.root / "process"
-
-    @property
-    def log_file(self) -> Path:
-        """The daemon's output."""
-        return self.root / "dockerd.log"

@@ -62,9 +62,8 @@ class FileNode:
 
     ``head`` is the start of an executable file, ``binary`` the headers of an ELF file, ``binary_error``
     why they cannot be parsed. A directory without an entry of its own is ``is_implied``. In a directory
-    ``children`` are the nodes of which more is recorded than
-    name, mode and link target; ``packed_names`` has the other names, one list for each layer, lowest
-    first. A name that is in both is the child.
+    ``children`` are the nodes of which more is recorded than name, mode and link target; ``packed_names``
+    has the other names, one list for each layer, lowest first. A name that is in both is the child.
     """
 
     type: FileType
@@ -82,15 +81,10 @@ class FileNode:
     @classmethod
     def make_directory(cls, layer: str = "", mode: int | None = None) -> FileNode:
         """Return an empty directory; without a mode one that entries below it imply."""
-        mode, is_implied = 0o755 if mode is None else mode, mode is None
         return cls(
-            type=FileType.DIRECTORY,
-            mode=mode,
-            layer=layer,
-            is_implied=is_implied,
-            children={},
-            packed_names=[],
-        )
+            type=FileType.DIRECTORY, mode=0o755 if mode is None else mode, layer=layer,
+            is_implied=mode is None, children={}, packed_names=[],
+        )  # fmt: skip
 
     def set_mode(self, mode: int) -> None:
         """Change the mode of a file, under all of its names; engines give it that of its last hard link."""
@@ -180,7 +174,7 @@ def hard_link_error(name: str, target: str) -> str:
 def own_entry_hidden(name: str) -> str:
     """Describe a layer that both has and hides a name.
 
-    The OCI image specification lets the entry stay; of containerd's it depends on the order and on the type.
+    The OCI image specification lets the entry stay; in containerd it depends on the order and on the type.
     """
     return f"an entry {name!r}, or one below it, and a whiteout of it"
 

@@ -123,8 +123,7 @@ class TreeBuilder:
             node = self._read_file(entry)
         else:
             node = self._make_special(entry, name, previous)
-        if previous is not None:
-            del children[name]
+        children.pop(name, None)
         if node is None:
             self._packed_names().add(name, entry.mode, entry.linkname if entry.type == SYMLINK else None)
         else:
@@ -223,6 +222,7 @@ class TreeBuilder:
 
         Raises :class:`MalformedImage` if the layer has no such file so far; containerd knows no other layer.
         """
+        self._parent.children.pop(name, None)  # first, as in containerd: the target may be below it
         path, _, target_name = entry.linkname.rpartition("/")
         directory = resolve_path(self.root, path)
         if directory is None or (directory.node is self._parent and target_name == name):

@@ -7,7 +7,7 @@ import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import PrivateEnginePaths
+from buildkit_tasks.host.engine.private_paths import PrivateEnginePaths
 from buildkit_tasks.system.process import find_processes_by_argument
 from tests.conftest import Unchanged
 from tests.support.project import TASKS, Project

@@ -6,7 +6,8 @@ import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import PrivateEnginePaths, _private_network
+from buildkit_tasks.host.engine.private import _private_network
+from buildkit_tasks.host.engine.private_paths import PrivateEnginePaths
 from buildkit_tasks.system.command import SubprocessRunner
 
 BRIDGES = 4

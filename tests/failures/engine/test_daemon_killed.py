@@ -10,7 +10,8 @@ import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import PrivateEnginePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.private_paths import PrivateEnginePaths
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.process import Process, find_processes_by_argument
 from tests.conftest import Unchanged

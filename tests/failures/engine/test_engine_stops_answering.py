@@ -18,7 +18,8 @@ from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.daemon import API_SECONDS, ClientTools
-from buildkit_tasks.host.engine.private import PrivateEnginePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.private_paths import PrivateEnginePaths
 from buildkit_tasks.host.engine.sdk import connect_client
 from buildkit_tasks.oci.image import Image
 from buildkit_tasks.platforms import Platform

@@ -17,7 +17,7 @@ import certifi
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import PrivateEnginePaths
+from buildkit_tasks.host.engine.private_paths import PrivateEnginePaths
 from buildkit_tasks.system.command import CommandOptions, SubprocessRunner
 from buildkit_tasks.system.files import build_atomically
 from tests.support.go_tools import ToolUnavailable, build_in_module

@@ -15,10 +15,10 @@ from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import private
 from buildkit_tasks.host.engine.daemon import ClientTools
 from buildkit_tasks.host.engine.private import (
-    PrivateEnginePaths,
     ensure_private_engine,
     stop_private_engine,
 )
+from buildkit_tasks.host.engine.private_paths import PrivateEnginePaths
 from buildkit_tasks.system.process import Process
 from tests.support.scripted import Scripted
 
