@@ -114,7 +114,8 @@ def _system_call_table() -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     rows: dict[tuple[str, str, str], list[str]] = {}
     for name, rules in DENIED.items():
-        conditions = " or ".join(map(_describe_rule, rules))
+        conditions = " or ".join(_describe_rule(rule) for rule in rules if rule.error)
+        conditions += "" if all(rule.error for rule in rules) else "; otherwise it has no effect"
         key = (conditions, errno.errorcode[rules[0].error], _IN_DOCKER.get(name, "the same"))
         rows.setdefault(key, []).append(f"`{name}`")
     for (conditions, error, docker), names in rows.items():

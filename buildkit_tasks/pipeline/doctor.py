@@ -13,6 +13,7 @@ from buildkit_tasks.host.builder import BuilderManager, is_remote
 from buildkit_tasks.host.emulation.emulators import EmulatorManager, repair_command
 from buildkit_tasks.host.engine import Engine, find_clients, find_engine
 from buildkit_tasks.run.sandbox.availability import explain_unavailable
+from buildkit_tasks.run.sandbox.cgroups import find_cgroup_parents
 from buildkit_tasks.run.sandbox.supervisor import KernelRefusal, Supervisor
 from buildkit_tasks.system.reachability import is_registry_reachable
 
@@ -189,7 +190,8 @@ def _check_sandbox() -> Finding:
         return Finding(
             name="sandbox", ok=True, message=f"{explain_unavailable(refusal)}: images run in the engine"
         )
-    return Finding(name="sandbox", ok=True, message="images run without an engine")
+    memory = "limited by control groups" if find_cgroup_parents() else "counted, which is a best effort"
+    return Finding(name="sandbox", ok=True, message=f"images run without an engine; their memory is {memory}")
 
 
 def _check_registry(engine: Engine) -> Finding:

@@ -105,6 +105,13 @@ def test_ids_and_processors(busybox_image: BusyboxImage, project: Project) -> No
     assert allowed.split()[-1].isdigit()
 
 
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_processors_stay(busybox_image: BusyboxImage, project: Project, platform: str) -> None:
+    """A program that asks for all processors runs, on those that it has."""
+    script = "nproc; /bin/busybox taskset ffffffff nproc"
+    assert run_command(project, busybox_image(platform), script) == ["1", "1"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="guests of an ordinary user share the user's id")
 def test_host_ids_of_guests_of_root(busybox_image: BusyboxImage, project: Project) -> None:
     image = busybox_image("linux/amd64", Cmd=["/bin/sleep", "3607.25"])

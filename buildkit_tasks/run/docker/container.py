@@ -39,6 +39,7 @@ __all__ = ["OWNER_LABEL", "ContainerRun", "build_run_args", "remove_stale_contai
 _FORK_ERROR = re.compile(
     r"(?:fork|clone|thread|process)[^\n]{0,80}?(?:Resource temporarily unavailable|errno=11\b)"
 )
+_TMP_OPTIONS = "size=64m,nr_inodes=16384"  # empty files take memory of the kernel only
 _HOST_CONFIG: dict[str, Any] = {
     # The kernel does not deliver fatal signals of PID 1 to itself, and QEMU would hang: PID 1 is an init.
     "init": True,
@@ -50,7 +51,7 @@ _HOST_CONFIG: dict[str, Any] = {
     "mem_limit": "1g",
     "memswap_limit": "1g",  # memory plus swap: without it the guest could use the host's swap
     "nano_cpus": 1_000_000_000,
-    "tmpfs": {"/tmp": "size=64m"},  # noqa: S108 - the guest's own
+    "tmpfs": {"/tmp": _TMP_OPTIONS},  # noqa: S108 - the guest's own
     "log_config": {"Type": "none"},  # the output is read from the attached stream
 }
 
@@ -85,7 +86,7 @@ def build_run_args(platform: Platform, image: str, args: Sequence[str], cpu: str
         "memory": _HOST_CONFIG["mem_limit"],
         "memory-swap": _HOST_CONFIG["memswap_limit"],
         "cpus": _HOST_CONFIG["nano_cpus"] // 1_000_000_000,
-        "tmpfs": "/tmp:size=64m",  # noqa: S108 - the guest's own
+        "tmpfs": f"/tmp:{_TMP_OPTIONS}",  # noqa: S108 - likewise
         "platform": platform,
         **({"env": f"QEMU_CPU={cpu}"} if cpu else {}),
     }

@@ -2,8 +2,8 @@
 
 Denied is what Docker's default profile denies and a process without capabilities can reach: keys, io_uring,
 userfaultfd, performance counters, memory policies, descriptors of other processes, new namespaces, and all
-sockets but those of four families. A guest may not change the priority, the limits or the
-processors of init either, which watches it under the same user.
+sockets but those of four families. A guest may not change the priority or the limits of init either, which
+watches it under the same user, nor on which processors one of them runs.
 
 A native guest and QEMU run under the same filter: an emulated guest's system calls are QEMU's.
 """
@@ -85,7 +85,8 @@ class Rule:
     """What the filter answers to a system call.
 
     Without ``argument`` always ``error``; with it the call is allowed if that argument is one of ``allowed``,
-    denied if it is one of ``denied``, or denied if it has one of the bits of ``mask``.
+    denied if it is one of ``denied``, or denied if it has one of the bits of ``mask``. A denied call with the
+    error 0 succeeds without effect.
     """
 
     error: int = errno.EPERM
@@ -95,6 +96,7 @@ class Rule:
     mask: int = 0
 
 
+_SUCCESS = 0
 _INIT = 1  # its PID in the guest's PID namespace
 _PRIO_USER = 2
 _IOPRIO_WHO_USER = 3
@@ -111,7 +113,8 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "ioprio_set": (Rule(denied=(_IOPRIO_WHO_USER,)), Rule(argument=1, denied=(_INIT,))),
     "personality": (Rule(allowed=_PERSONALITIES),),
     "prlimit64": (Rule(denied=(_INIT,)),),
-    "sched_setaffinity": (Rule(denied=(_INIT,)),),
+    # As in a cpuset: a program may ask for other processors and gets those that it has.
+    "sched_setaffinity": (Rule(denied=(_INIT,)), Rule(error=_SUCCESS)),
     "sched_setattr": (Rule(denied=(_INIT,)),),
     "sched_setparam": (Rule(denied=(_INIT,)),),
     "sched_setscheduler": (Rule(denied=(_INIT,)),),

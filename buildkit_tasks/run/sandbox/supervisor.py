@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from buildkit_tasks.errors import EmulatorError
 from buildkit_tasks.host.emulation.binfmt import format_registration
+from buildkit_tasks.run.sandbox.cgroups import find_cgroup_parents, remove_stale_cgroups
 from buildkit_tasks.run.sandbox.seccomp import build_filter, native_number
 
 if TYPE_CHECKING:
@@ -45,8 +46,10 @@ It is in the range that systemd reserves for containers (systemd.io/UIDS-GIDS).
 _ID_COUNT = 1 << 16
 _SUPERVISOR_MAIN = Path(__file__).with_name("supervisor_main.py")
 _START_TIMEOUT = 10.0  # seconds
+_END_TIMEOUT = 5.0
 _MAX_MESSAGE = 1 << 16
 _CHUNK_SIZE = 1 << 16
+_PROCESS_SLACK = 2  # how many more a control group allows than init, which says what it has killed for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +143,8 @@ class Supervisor:
                 cwd="/",
                 start_new_session=True,
             )
+        self._cgroup_parents = find_cgroup_parents()
+        remove_stale_cgroups(self._cgroup_parents)
         self._channel.settimeout(_START_TIMEOUT)
         try:
             self._receive_reply()
@@ -157,10 +162,13 @@ class Supervisor:
         self.close()
 
     def close(self) -> None:
-        """Kill the supervisor; its guests end with it."""
+        """End the supervisor and its guests."""
         self._channel.close()
-        self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(_END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def register(self, machine: Machine, emulator_path: Path) -> None:
         """Register an emulator for a machine. Raises :class:`EmulatorError` if the kernel refuses it."""
@@ -186,9 +194,8 @@ class Supervisor:
             try:
                 os.write(spec_fd, json.dumps(self._build_spec(guest, limits)).encode())
                 os.lseek(spec_fd, 0, os.SEEK_SET)
-                self._send_message(
-                    {"run": True}, [spec_fd, stdout.write_fd, stderr.write_fd, child_end.fileno()]
-                )
+                fds = [spec_fd, stdout.write_fd, stderr.write_fd, child_end.fileno()]
+                self._send_message({"run": True}, fds)
             finally:
                 os.close(spec_fd)
                 child_end.close()
@@ -210,6 +217,10 @@ class Supervisor:
             "memory": limits.memory,
             "processes": limits.processes,
             "tmp": limits.tmp,
+            "cgroups": [
+                parent.describe_group(memory=limits.memory, processes=_PROCESS_SLACK * limits.processes)
+                for parent in self._cgroup_parents
+            ],
             "filter": build_filter().hex(),
             "keyctl": native_number("keyctl"),
             **self._build_id_map(guest),
@@ -267,8 +278,10 @@ def _collect_output(
     control: socket.socket, pipes: tuple[_Pipe, _Pipe], timeout: float, limits: ResourceLimits
 ) -> GuestExit:
     """Collect a guest's output until it has ended, exceeds its output limit or runs out of time."""
-    deadline = time.monotonic() + timeout
-    message, limit_exceeded, timed_out = b"", "", False
+    started = time.monotonic()
+    deadline = started + timeout
+    message: dict[str, Any] = {}
+    limit_exceeded, timed_out = "", False
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
         for pipe in pipes:
@@ -280,7 +293,7 @@ def _collect_output(
                 break
             for key, _ in ready:
                 if key.data is None:
-                    message = control.recv(_MAX_MESSAGE) or message
+                    message = json.loads(control.recv(_MAX_MESSAGE) or b"{}")
                     selector.unregister(control)
                 elif not key.data.read_chunk():
                     selector.unregister(key.fd)
@@ -289,13 +302,13 @@ def _collect_output(
             if limit_exceeded:
                 break
     stdout, stderr = (bytes(pipe.data[: limits.output]) for pipe in pipes)
-    return _parse_exit(
-        json.loads(message or b"{}"), stdout, stderr, limit_exceeded, timeout if timed_out else 0.0
-    )
+    # A guest's init that was killed, by us or for its memory, has not said how long it ran.
+    message.setdefault("seconds", timeout if timed_out else time.monotonic() - started)
+    return _parse_exit(message, stdout, stderr, limit_exceeded, timed_out=timed_out)
 
 
 def _parse_exit(
-    message: dict[str, Any], stdout: bytes, stderr: bytes, limit_exceeded: str, exceeded_timeout: float
+    message: dict[str, Any], stdout: bytes, stderr: bytes, limit_exceeded: str, *, timed_out: bool
 ) -> GuestExit:
     if "refused" in message:
         raise KernelRefusal(message["refused"], message["errno"])
@@ -304,7 +317,7 @@ def _parse_exit(
         exit_code=128 + message["signal"] if "signal" in message else message.get("exit", killed_status),
         stdout=stdout,
         stderr=stderr,
-        seconds=round(message.get("seconds", exceeded_timeout), 3),
+        seconds=round(message["seconds"], 3),
         limit_exceeded=limit_exceeded or message.get("limit", ""),
-        timed_out=bool(exceeded_timeout),
+        timed_out=timed_out,
     )

@@ -4,13 +4,13 @@ It imports a few standard modules and nothing of this package: it is started for
 begins as its fork. Four kinds of processes run this file, and its sections follow their order::
 
     supervisor    one per user namespace, with the binfmt_misc table of that namespace (Linux 6.7 or newer)
-      helper      one per guest: makes the guest's namespaces and waits
-        init      PID 1 of the guest's PID namespace: mounts the root, enforces limits, reaps orphans
+      helper      one per guest: makes its control groups and its PID namespace, and waits
+        init      PID 1 of that, in the guest's other namespaces: mounts the root, enforces limits, reaps
           guest   in one more user namespace, until its execve(2)
 
-If one of them dies, or the other end of a socket is closed, the kernel ends everything below it: helper and
-init have a parent-death signal, and a PID namespace ends with its PID 1. Mounts end with their namespaces, so
-nothing is left behind.
+If one of them dies, or the other end of a socket is closed, everything below it ends: init has a parent-death
+signal, helper and init poll a pipe that the supervisor holds open, and a PID namespace ends with its PID 1.
+Mounts end with their namespaces, and helpers remove the control groups.
 
 Wire protocol
 -------------
@@ -35,7 +35,8 @@ binfmt_misc's ``register`` with ``@`` as the interpreter's path.
 
 The control socket belongs to one guest; closing it kills the guest. It carries one message, when the guest
 has ended: ``{"exit": STATUS}`` or ``{"signal": NUMBER}``, with ``seconds`` (how long it ran) and ``limit``
-(which limit it exceeded, as text, or empty).
+(which limit it exceeded, as text, or empty). The kernel may kill init for its guest's memory; then the helper
+sends the message, without ``seconds``.
 
 The spec is a file with one JSON object:
 
@@ -52,6 +53,9 @@ key                              value
 ``cpus``                         the processors that it may use; empty for all
 ``memory``, ``processes``        limits of the guest and its children together: bytes, number
 ``tmp``                          size of /tmp and of /dev/shm in bytes
+``cgroups``                      the control groups to create: pairs of a path, to which the helper's PID
+                                 is appended, and of its files' contents by their names. Without a group
+                                 init counts the guest's memory as far as it can
 ``filter``                       the filter of system calls: instructions of BPF, in hexadecimal digits
 ``keyctl``                       the number of keyctl(2); 0 if unknown
 ===============================  ======================================================================
@@ -109,11 +113,17 @@ _MASKED = (
 )  # fmt: skip
 _KERNEL_DIRECTORIES = ("/dev", "/proc", "/sys")
 _BINFMT_MISC = "/proc/sys/fs/binfmt_misc"
-_EMULATOR_DIRECTORY = "/sys"  # not needed otherwise in the supervisor's mount namespace
+# Not needed otherwise in the supervisor's mount namespace; /sys may be empty in a chroot.
+_EMULATOR_DIRECTORY = "/sys/kernel" if os.path.isdir("/sys/kernel") else "/sys"
 _EXEC_FAILED = 127
 # Limits are checked every 5 ms at first, since a fork bomb is quick, and every 50 ms after half a second.
 _FAST_POLL_SECONDS, _SLOW_POLL_SECONDS, _FAST_POLLS = 0.005, 0.05, 100
-_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+_TMPFS = ("/dev/shm", "/tmp")  # noqa: S108 - the guest's own
+_BYTES_PER_INODE = 4096  # an empty file takes some 1 KiB of the kernel's memory
+# Of all processes of a guest without a control group. A socket buffers up to some 400 KiB.
+_MAX_OPEN_FILES, _MAX_SOCKETS = 16384, 2048
+_OPEN_FILES = (1024, 16384)  # of a process, soft and hard
+_STAT_BLOCK_SIZE = 512  # stat(3type)
 
 
 # Supervisor
@@ -133,7 +143,9 @@ def main() -> None:
     while True:
         data, fds = _receive_message(channel)
         if not data:
-            return
+            os.close(lifeline[1])
+            _wait_for_helpers()
+            os._exit(0)  # the interpreter would take longer
         message = json.loads(data)
         if "handler" in message:
             _send_reply(channel, **_register_handler(message["handler"], fds[0]))
@@ -165,8 +177,9 @@ def _probe_guest_setup() -> None:
     read_fd, write_fd = os.pipe()
     if os.fork() == 0:
         try:
-            _unshare_guest_namespaces()
+            _unshare_pid_namespace()
             if os.fork() == 0:
+                _unshare_guest_namespaces()
                 _mount("proc", "/proc", "proc")
         except _KernelRefusal as refusal:
             os.write(write_fd, json.dumps([refusal.stage, refusal.errno]).encode())
@@ -213,61 +226,147 @@ def _fork_helper(channel: socket.socket, lifeline: tuple[int, int], fds: list[in
     try:
         channel.close()
         os.close(lifeline[1])
-        _set_parent_death_signal()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _run_helper(lifeline[0], *fds)
     finally:
         os._exit(1)
 
 
+def _wait_for_helpers() -> None:
+    """Wait until all have ended, which the kernel reaps: SIGCHLD is ignored."""
+    try:
+        os.wait()
+    except ChildProcessError:
+        pass
+
+
 # Helper
 
 
 def _run_helper(lifeline_fd: int, spec_fd: int, stdout_fd: int, stderr_fd: int, control_fd: int) -> None:
-    """Make the guest's namespaces and wait for its init."""
+    """Make the guest's control groups and namespaces, wait for its init, and remove the groups."""
     control_socket = socket.socket(fileno=control_fd)
+    with open(spec_fd, "rb") as file:
+        spec = json.load(file)
+    cgroups = _create_cgroups(spec["cgroups"])
+    oom_fds = _open_oom_counters(cgroups)
     try:
-        _unshare_guest_namespaces()
+        _unshare_pid_namespace()
+        init_pid = os.fork()
+        if init_pid == 0:
+            init = _GuestInit(spec, (stdout_fd, stderr_fd), (control_socket, lifeline_fd), oom_fds)
+            _run_init(init, cgroups, control_socket)
+        for each in (stdout_fd, stderr_fd):
+            os.close(each)
+        if _wait_for_init(init_pid, lifeline_fd) != 0 and _count_oom_kills(oom_fds):
+            _send_reply(control_socket, signal=signal.SIGKILL, limit=_describe_memory(spec["memory"]))
     except _KernelRefusal as refusal:
         _send_reply(control_socket, refused=refusal.stage, errno=refusal.errno)
-        return
-    init_pid = os.fork()
-    if init_pid == 0:
+    finally:
+        _remove_cgroups(cgroups)
+
+
+def _run_init(init: _GuestInit, cgroups: list[str], control_socket: socket.socket) -> NoReturn:
+    try:
+        _set_parent_death_signal()
+        is_counted = _enter_cgroups(cgroups)
+        _unshare_guest_namespaces()
+        init.run(counts_memory=not is_counted)
+    except Exception as error:  # noqa: BLE001 - without a reply the guest would seem to have ended
+        _send_reply(control_socket, **_describe_error(error, "prepare the guest:"))
+    finally:
+        os._exit(0)
+
+
+def _wait_for_init(pid: int, lifeline_fd: int) -> int:
+    """Return the wait status of a guest's init, which is killed if the supervisor ends."""
+    pidfd = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(lifeline_fd, select.POLLHUP)
+    if pidfd not in dict(poll.poll()):
+        os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def _unshare_pid_namespace() -> None:
+    """Make a PID namespace for the next child."""
+    _call_libc("unshare the PID namespace", "unshare", _CLONE_NEWPID)
+
+
+# Control groups
+
+
+def _create_cgroups(groups: list[tuple[str, dict[str, str]]]) -> list[str]:
+    """Create the control groups and return their directories; none if the kernel refuses one."""
+    directories = [f"{prefix}{os.getpid()}" for prefix, _ in groups]
+    try:
+        for directory, (_, files) in zip(directories, groups, strict=True):
+            os.mkdir(directory)
+            for name, content in files.items():
+                if os.path.exists(f"{directory}/{name}"):
+                    _write_file(f"{directory}/{name}", content)
+    except OSError:  # for example more groups than cgroup.max.descendants
+        _remove_cgroups(directories)
+        return []
+    return directories
+
+
+def _enter_cgroups(directories: list[str]) -> bool:
+    """Enter the guest's control groups. Return False if there are none."""
+    try:
+        for each in directories:
+            _write_file(f"{each}/cgroup.procs", "0")
+    except OSError:  # for example a real-time process, which version 2 does not move
+        return False
+    return bool(directories)
+
+
+def _open_oom_counters(directories: list[str]) -> list[int]:
+    names = ("memory.events", "memory.oom_control")  # of version 2 and 1
+    paths = [f"{directory}/{name}" for directory in directories for name in names]
+    return [os.open(path, os.O_RDONLY) for path in paths if os.path.exists(path)]
+
+
+def _count_oom_kills(fds: list[int]) -> int:
+    """Return how many processes the kernel has killed because their group has all the memory it may have."""
+    lines = [line for fd in fds for line in os.pread(fd, _MAX_MESSAGE, 0).splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith(b"oom_kill "))
+
+
+def _remove_cgroups(directories: list[str]) -> None:
+    for each in directories:
         try:
-            _set_parent_death_signal()
-            with open(spec_fd, "rb") as file:
-                _GuestInit(json.load(file), (stdout_fd, stderr_fd), (control_socket, lifeline_fd)).run()
-        except Exception as error:  # noqa: BLE001 - without a reply the guest would seem to have ended
-            _send_reply(control_socket, **_describe_error(error, "prepare the guest:"))
-        finally:
-            os._exit(0)
-    for each in (spec_fd, stdout_fd, stderr_fd):
-        os.close(each)
-    control_socket.close()
-    os.waitpid(init_pid, 0)
-
-
-def _unshare_guest_namespaces() -> None:
-    namespaces = (
-        _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP
-    )
-    _call_libc("unshare the guest's namespaces", "unshare", namespaces)
+            os.rmdir(each)
+        except OSError:  # it does not exist, or has processes that the kernel is ending
+            pass
 
 
 # Init: PID 1 of the guest's PID namespace
+
+
+def _unshare_guest_namespaces() -> None:
+    namespaces = _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP
+    _call_libc("unshare the guest's namespaces", "unshare", namespaces)
 
 
 class _GuestInit:
     """Sets up the guest's namespaces, starts the guest, enforces its limits and reports how it ended."""
 
     def __init__(
-        self, spec: dict[str, Any], streams: tuple[int, int], channels: tuple[socket.socket, int]
+        self,
+        spec: dict[str, Any],
+        streams: tuple[int, int],
+        channels: tuple[socket.socket, int],
+        oom_fds: list[int],
     ) -> None:
         self._spec = spec
         self._streams = streams
         self._control, self._lifeline_fd = channels
+        self._oom_fds = oom_fds
 
-    def run(self) -> None:
+    def run(self, *, counts_memory: bool) -> None:
+        """Return when the guest has ended. ``counts_memory`` if it has no control group that does."""
         os.setsid()
         _mount_root(self._spec["root"], self._spec["tmp"])
         _bring_up_loopback()
@@ -279,9 +378,11 @@ class _GuestInit:
             os.close(each)
         _drop_bounding_set()
         _drop_capabilities()
-        limit_exceeded = self._wait_for_guest(guest_pid)
+        limit_exceeded = self._wait_for_guest(guest_pid, self._spec["memory"] if counts_memory else 0)
         status = _decode_status(os.waitpid(guest_pid, os.WNOHANG if limit_exceeded else 0))
         failure = os.read(error_fd, _MAX_MESSAGE)
+        if _count_oom_kills(self._oom_fds):
+            limit_exceeded = _describe_memory(self._spec["memory"])
         message = {"seconds": time.monotonic() - started, "limit": limit_exceeded, **status}
         self._control.send(failure or json.dumps(message).encode())
 
@@ -309,7 +410,7 @@ class _GuestInit:
         os.close(mapped_write)
         return guest_pid, error_read
 
-    def _wait_for_guest(self, guest_pid: int) -> str:
+    def _wait_for_guest(self, guest_pid: int, max_memory: int) -> str:
         """Wait until the guest ends or exceeds a limit; return the limit. End everything on a hang-up."""
         pidfd = os.pidfd_open(guest_pid)
         poll = select.poll()
@@ -325,7 +426,7 @@ class _GuestInit:
                     os._exit(0)
                 return ""
             _reap_orphans(guest_pid)
-            limit_exceeded = _check_limits(self._spec["memory"], self._spec["processes"])
+            limit_exceeded = _check_limits(max_memory, self._spec["processes"])
             if limit_exceeded:
                 return limit_exceeded
 
@@ -337,16 +438,16 @@ def _mount_root(root: str, tmp_size: int) -> None:
             raise _KernelRefusal(f"mount on /{name}, which is not a directory in the image", errno.ENOTDIR)
     _mount(root, root, flags=_MS_BIND | _MS_REC)
     _set_read_only(root)
-    _mount("tmpfs", f"{root}/dev", "tmpfs", _MS_NOSUID | _MS_NOEXEC, "mode=755,size=64k")
+    _mount("tmpfs", f"{root}/dev", "tmpfs", _MS_NOSUID | _MS_NOEXEC, "mode=755,size=64k,nr_inodes=64")
     for name in _DEVICES:
         os.close(os.open(f"{root}/dev/{name}", os.O_CREAT | os.O_WRONLY))
         _mount(f"/dev/{name}", f"{root}/dev/{name}", flags=_MS_BIND)
     for name, suffix in _FD_LINKS.items():
         os.symlink(f"/proc/self/fd{suffix}", f"{root}/dev/{name}")
-    os.mkdir(f"{root}/dev/shm")  # noqa: S108 - the guest's own
-    for mount_point in ("dev/shm", "tmp"):
-        options = f"mode=1777,size={tmp_size}"
-        _mount("tmpfs", f"{root}/{mount_point}", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+    os.mkdir(f"{root}/dev/shm")  # noqa: S108 - likewise
+    for mount_point in _TMPFS:
+        options = f"mode=1777,size={tmp_size},nr_inodes={tmp_size // _BYTES_PER_INODE}"
+        _mount("tmpfs", f"{root}{mount_point}", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
     _mount("proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     for name in _MASKED:
         _mask(f"{root}/proc/{name}")
@@ -400,26 +501,126 @@ def _map_guest_ids(guest_pid: int, id_maps: dict[str, str], *, deny_setgroups: b
 
 
 def _check_limits(memory: int, processes: int) -> str:
-    """Return which limit the processes of this PID namespace together exceed, as text; empty for none."""
-    pages = threads = 0
+    """Return which limit the processes of this PID namespace together exceed, as text; empty for none.
+
+    ``memory`` is 0 if the kernel limits it.
+    """
     pids = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
     if len(pids) > processes:  # a fork bomb: reading each would take too long
         return f"more than {processes} processes and threads"
-    for name in pids:
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-            with open(f"/proc/{name}/statm", "rb") as file:
-                _, resident, shared, *_ = file.read().split()
-        except (OSError, ValueError):  # it has just ended
-            continue
-        threads += int(fields[17])  # num_threads: proc_pid_stat(5)
-        pages += int(resident) - int(shared)
-    if threads > processes:
+    statuses = [status for status in map(_read_status, pids) if status]
+    if sum(int(status[b"Threads"]) for status in statuses) > processes:
         return f"more than {processes} processes and threads"
-    if pages * _PAGE_SIZE > memory:
-        return f"more than {memory >> 20} MiB of memory"
+    return _check_memory(pids, statuses, memory) if memory else ""
+
+
+def _read_status(pid: str) -> dict[bytes, bytes]:
+    """Return the fields of proc_pid_status(5); empty if the process has just ended."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            fields = dict(line.split(b":\t", 1) for line in file)
+    except (OSError, ValueError):
+        return {}
+    return fields if b"RssAnon" in fields else {}  # without memory: a zombie
+
+
+def _check_memory(pids: list[str], statuses: list[dict[bytes, bytes]], limit: int) -> str:
+    """Return which limit the guest's memory exceeds, as far as it can be seen without a control group.
+
+    Shared pages are counted once for each process at first, which costs little, and exactly if that is too
+    much. Not seen are files in memory that no process has open: mapped and not resident, on their way through
+    a socket, or in a table of files that a thread does not share.
+    """
+    private = sum(_read_kib(status, b"RssAnon") + _read_kib(status, b"VmPTE") for status in statuses)
+    mapped = sum(_read_kib(status, b"RssShmem") for status in statuses)
+    files = _count_open_files(pids)
+    if files is None:
+        return f"more than {_MAX_OPEN_FILES} open files"
+    if _count_sockets() > _MAX_SOCKETS:
+        return f"more than {_MAX_SOCKETS} sockets"
+    unmapped = files + _count_ipc() + _count_tmpfs()
+    if private + mapped + unmapped > limit:
+        mapped = sum(map(_read_proportional_shmem, pids))
+        if private + max(mapped, unmapped) > limit:
+            return _describe_memory(limit)
     return ""
+
+
+def _describe_memory(limit: int) -> str:
+    return f"more than {limit >> 20} MiB of memory"
+
+
+def _read_kib(fields: dict[bytes, bytes], name: bytes) -> int:
+    """Return a size of ``/proc/PID/status`` or ``smaps_rollup`` in bytes."""
+    return int(fields[name].split()[0]) << 10
+
+
+def _count_open_files(pids: list[str]) -> int | None:
+    """Return the bytes of all files of memfd_create(2) that are open; None if too many files are."""
+    count = 0
+    sizes = {}
+    for pid in pids:
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        count += len(names)
+        if count > _MAX_OPEN_FILES:
+            return None
+        for name in names:
+            try:
+                status = os.stat(f"/proc/{pid}/fd/{name}")
+            except OSError:
+                continue
+            if status.st_dev == _MEMFD_DEVICE:
+                sizes[status.st_ino] = status.st_blocks * _STAT_BLOCK_SIZE
+    return sum(sizes.values())
+
+
+def _find_memfd_device() -> int:
+    fd = os.memfd_create("")
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
+
+
+_MEMFD_DEVICE = _find_memfd_device()  # that of the kernel's own tmpfs
+
+
+def _count_sockets() -> int:
+    """Return how many sockets the guest's network namespace has, also those on their way in messages."""
+    with open("/proc/net/sockstat", "rb") as file:
+        return int(file.readline().split()[2])
+
+
+def _count_ipc() -> int:
+    """Return the bytes of System V shared memory and messages in the guest's IPC namespace."""
+    return _sum_column("/proc/sysvipc/shm", b"rss") + _sum_column("/proc/sysvipc/msg", b"cbytes")
+
+
+def _sum_column(path: str, name: bytes) -> int:
+    try:
+        with open(path, "rb") as file:
+            column = file.readline().split().index(name)
+            return sum(int(line.split()[column]) for line in file)
+    except FileNotFoundError:  # a kernel without System V IPC
+        return 0
+
+
+def _count_tmpfs() -> int:
+    file_systems = map(os.statvfs, _TMPFS)
+    return sum((each.f_blocks - each.f_bfree) * each.f_frsize for each in file_systems)
+
+
+def _read_proportional_shmem(pid: str) -> int:
+    """Return the shared memory that a process has mapped, divided by the number of processes that have it."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file if b":" in line)
+            return _read_kib(fields, b"Pss_Shmem")
+    except (OSError, KeyError):  # it has just ended
+        return 0
 
 
 def _reap_orphans(guest_pid: int) -> None:
@@ -488,7 +689,10 @@ def _set_resource_limits(spec: dict[str, Any]) -> None:
     process_limit = 16 * spec["processes"]
     resource.setrlimit(resource.RLIMIT_NPROC, (process_limit, process_limit))
     data_limit = 2 * spec["memory"] + (512 << 20)
-    resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
+    for number in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE):
+        resource.setrlimit(number, (data_limit, data_limit))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, _OPEN_FILES[0]), min(hard, _OPEN_FILES[1])))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if spec["cpus"]:
         os.sched_setaffinity(0, spec["cpus"])

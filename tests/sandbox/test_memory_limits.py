@@ -1,0 +1,164 @@
+"""Guests that take memory which belongs to no process, or which several share.
+
+Root's guests have control groups. Those of an ordinary user have none here: what init counts is shown with
+root's guests too, whose ids differ from init's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.config.settings import load_settings
+from buildkit_tasks.host.emulation.qemu import QemuFinder
+from buildkit_tasks.platforms import Platform
+from buildkit_tasks.run.sandbox import supervisor as supervisor_module
+from buildkit_tasks.run.sandbox.cgroups import find_cgroup_parents
+from buildkit_tasks.run.sandbox.supervisor import GuestExit, SandboxRun, Supervisor
+from buildkit_tasks.system.command import SubprocessRunner
+from tests.sandbox.conftest import BusyboxImage, run_command
+from tests.support import guests
+from tests.support.bombs import BOMBS, bomb
+from tests.support.nobody import Nobody, create_nobody
+from tests.support.oci import MemoryImage, add_platform, make_tar, write_archive
+from tests.support.project import Project, program
+from tests.support.users import needs_root
+from tests.support.waiting import wait_until
+
+AMD64, ARM64 = "linux/amd64", "linux/arm64"
+MEMORY = "more than 1024 MiB of memory"
+# QEMU does not do MADV_POPULATE_WRITE, with which that of System V takes its memory.
+EMULATED = [name for name in BOMBS if name != "System V shared memory"]
+# What ends each where init counts.
+COUNTED = dict.fromkeys(BOMBS, MEMORY) | {"sockets": "more than 2048 sockets"}
+
+pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="machine code for amd64")
+
+
+@pytest.fixture(params=["cgroup", "counted by init"])
+def supervisor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+    if request.param != "cgroup":
+        monkeypatch.setattr(supervisor_module, "find_cgroup_parents", tuple)
+    elif not find_cgroup_parents():
+        pytest.skip("this user may create no control groups here")
+    with Supervisor() as started:
+        yield started
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("dev", "proc", "tmp"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    return tmp_path / "root"
+
+
+def run(supervisor: Supervisor, root: Path, data: bytes, timeout: float = 60) -> GuestExit:
+    (root / "main").write_bytes(data)
+    (root / "main").chmod(0o755)
+    return supervisor.run(SandboxRun(root=root, candidates=("/main",), argv=("/main",), env={}), timeout)
+
+
+@pytest.mark.parametrize("name", list(BOMBS))
+def test_bomb(supervisor: Supervisor, root: Path, name: str) -> None:
+    expected = MEMORY if supervisor._cgroup_parents else COUNTED[name]
+    ended = run(supervisor, root, bomb(AMD64, name))
+    assert (ended.limit_exceeded, ended.timed_out) == (expected, False)
+    assert ended.exit_code == 137
+    assert ended.seconds > 0
+
+
+@pytest.mark.parametrize("name", EMULATED)
+def test_emulated_bomb(supervisor: Supervisor, root: Path, name: str) -> None:
+    commands = SubprocessRunner(dry_run_output=sys.stderr)
+    machine = Platform.parse(ARM64).machine
+    qemu = QemuFinder(settings=load_settings(), commands=commands, notify=print).find(machine)
+    assert qemu is not None
+    supervisor.register(machine, qemu)
+    expected = MEMORY if supervisor._cgroup_parents else COUNTED[name]
+    assert run(supervisor, root, bomb(ARM64, name)).limit_exceeded == expected
+
+
+@pytest.mark.parametrize("in_child", [False, True])
+def test_private_memory(supervisor: Supervisor, root: Path, in_child: bool) -> None:
+    assert run(supervisor, root, guests.memory_hog(AMD64, in_child=in_child)).limit_exceeded == MEMORY
+
+
+def test_groups_are_removed(root: Path) -> None:
+    """Also the group of a guest that is killed, and the one that a killed process has left."""
+    parents = find_cgroup_parents()
+    if not parents:
+        pytest.skip("this user may create no control groups here")
+    stale = [parent.directory / "buildkit-tasks-4194305" for parent in parents]  # above the highest PID
+    for directory in stale:
+        directory.mkdir()
+    with Supervisor() as started:
+        assert not any(directory.exists() for directory in stale)
+        assert run(started, root, program(AMD64, 7)).exit_code == 7
+        assert run(started, root, guests.ignore_signals(AMD64), timeout=0.2).timed_out
+        prefix = f"{parents[0].directory}/buildkit-tasks-"
+        helpers = _read_children(started._process.pid)
+    assert not [pid for pid in helpers if Path(f"{prefix}{pid}").exists()]
+
+
+def test_group_of_killed_supervisor(root: Path) -> None:
+    parents = find_cgroup_parents()
+    if not parents:
+        pytest.skip("this user may create no control groups here")
+    before = _list_groups()
+    with Supervisor() as started:
+        thread = threading.Thread(target=run, args=(started, root, guests.ignore_signals(AMD64), 60))
+        thread.start()
+        wait_until(lambda: _list_groups() - before)
+        started._process.kill()
+        thread.join(60)
+    wait_until(lambda: not _list_groups() - before)
+
+
+def _list_groups() -> set[Path]:
+    return {path for parent in find_cgroup_parents() for path in parent.directory.glob("buildkit-tasks-*")}
+
+
+def _read_children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+
+
+def test_empty_files(busybox_image: BusyboxImage, project: Project) -> None:
+    """Each takes memory of the kernel only, which the size of a tmpfs does not limit."""
+    script = (
+        "cd /tmp; i=0; while true 2>/dev/null > f$i; do i=$((i+1)); done; echo $i; touch /dev/shm/x; ls f0"
+    )
+    count, name = run_command(project, busybox_image("linux/amd64"), script)
+    assert 10_000 < int(count) < 16_384
+    assert name == "f0"
+
+
+def test_sizes_of_files(busybox_image: BusyboxImage, project: Project) -> None:
+    script = "ulimit -f; ulimit -n; ulimit -Hn"
+    blocks, soft, hard = run_command(project, busybox_image("linux/amd64"), script)
+    assert int(blocks) * 512 == (2 << 30) + (512 << 20)
+    assert int(soft) <= 1024
+    assert int(hard) <= 16384
+
+
+@pytest.fixture(scope="module")
+def nobody() -> Iterator[Nobody]:
+    with create_nobody() as user:
+        yield user
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("platform", "name"), [(AMD64, name) for name in BOMBS] + [(ARM64, name) for name in EMULATED]
+)
+def test_bomb_of_ordinary_user(nobody: Nobody, tmp_path: Path, platform: str, name: str) -> None:
+    memory = MemoryImage()
+    layer = make_tar({"main": bomb(platform, name)})
+    memory.set_index([add_platform(memory, platform, [layer], Cmd=["/main"])])
+    image = f"oci-archive:{nobody.copy_to_home(write_archive(memory, tmp_path / 'bomb.tar'))}"
+    report = nobody.task("run-emulated", image, "--json", "--timeout=60", expect=5).document
+    assert COUNTED[name] in report["results"][0]["message"]
