@@ -18,7 +18,7 @@ from buildkit_tasks.config.settings import load_settings
 from buildkit_tasks.host.emulation.qemu import QemuFinder
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.run.sandbox import supervisor as supervisor_module
-from buildkit_tasks.run.sandbox.cgroups import find_cgroup_parents
+from buildkit_tasks.run.sandbox.cgroups import CgroupParent, find_cgroup_parents
 from buildkit_tasks.run.sandbox.supervisor import GuestExit, SandboxRun, Supervisor
 from buildkit_tasks.system.command import SubprocessRunner
 from tests.sandbox.conftest import BusyboxImage, run_command
@@ -26,7 +26,7 @@ from tests.support import guests
 from tests.support.bombs import BOMBS, bomb
 from tests.support.nobody import Nobody, create_nobody
 from tests.support.oci import MemoryImage, add_platform, make_tar, write_archive
-from tests.support.project import Project, program
+from tests.support.project import Project
 from tests.support.users import needs_root
 from tests.support.waiting import wait_until
 
@@ -34,8 +34,10 @@ AMD64, ARM64 = "linux/amd64", "linux/arm64"
 MEMORY = "more than 1024 MiB of memory"
 # QEMU does not do MADV_POPULATE_WRITE, with which that of System V takes its memory.
 EMULATED = [name for name in BOMBS if name != "System V shared memory"]
-# What ends each where init counts.
-COUNTED = dict.fromkeys(BOMBS, MEMORY) | {"sockets": "more than 2048 sockets"}
+PROCESSES = {"threads": "more than 256 processes and threads"}
+# What ends each with a control group, and where init counts.
+LIMITED = dict.fromkeys(BOMBS, MEMORY) | PROCESSES
+COUNTED = LIMITED | {"sockets": "more than 2048 sockets"}
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="machine code for amd64")
 
@@ -65,7 +67,7 @@ def run(supervisor: Supervisor, root: Path, data: bytes, timeout: float = 60) ->
 
 @pytest.mark.parametrize("name", list(BOMBS))
 def test_bomb(supervisor: Supervisor, root: Path, name: str) -> None:
-    expected = MEMORY if supervisor._cgroup_parents else COUNTED[name]
+    expected = (LIMITED if supervisor._cgroup_parents else COUNTED)[name]
     ended = run(supervisor, root, bomb(AMD64, name))
     assert (ended.limit_exceeded, ended.timed_out) == (expected, False)
     assert ended.exit_code == 137
@@ -79,7 +81,7 @@ def test_emulated_bomb(supervisor: Supervisor, root: Path, name: str) -> None:
     qemu = QemuFinder(settings=load_settings(), commands=commands, notify=print).find(machine)
     assert qemu is not None
     supervisor.register(machine, qemu)
-    expected = MEMORY if supervisor._cgroup_parents else COUNTED[name]
+    expected = (LIMITED if supervisor._cgroup_parents else COUNTED)[name]
     assert run(supervisor, root, bomb(ARM64, name)).limit_exceeded == expected
 
 
@@ -88,43 +90,44 @@ def test_private_memory(supervisor: Supervisor, root: Path, in_child: bool) -> N
     assert run(supervisor, root, guests.memory_hog(AMD64, in_child=in_child)).limit_exceeded == MEMORY
 
 
-def test_groups_are_removed(root: Path) -> None:
-    """Also the group of a guest that is killed, and the one that a killed process has left."""
-    parents = find_cgroup_parents()
-    if not parents:
+@pytest.fixture
+def parents() -> tuple[CgroupParent, ...]:
+    if not find_cgroup_parents():
         pytest.skip("this user may create no control groups here")
+    return find_cgroup_parents()
+
+
+@pytest.mark.parametrize("end", ["timeout", "closed", "killed"])
+def test_group_is_removed(root: Path, parents: tuple[CgroupParent, ...], end: str) -> None:
+    with Supervisor() as started:
+        timeout = 1 if end == "timeout" else 60
+        thread = threading.Thread(target=run, args=(started, root, guests.ignore_signals(AMD64), timeout))
+        thread.start()
+        wait_until(lambda: _find_groups(parents, started._process.pid))
+        groups = _find_groups(parents, started._process.pid)
+        if end == "killed":
+            started._process.kill()
+        if end != "closed":
+            thread.join()
+    thread.join()
+    assert len(groups) == len(parents)
+    assert not [path for path in groups if path.exists()]
+
+
+def _find_groups(parents: tuple[CgroupParent, ...], supervisor_pid: int) -> list[Path]:
+    """Return the groups of a supervisor's guests, which bear the PIDs of its children."""
+    pids = Path(f"/proc/{supervisor_pid}/task/{supervisor_pid}/children").read_text(encoding="ascii").split()
+    paths = [parent.directory / f"buildkit-tasks-{pid}" for parent in parents for pid in pids]
+    return [path for path in paths if path.exists()]
+
+
+def test_stale_groups(parents: tuple[CgroupParent, ...]) -> None:
+    """What a killed process has left goes away with the next start."""
     stale = [parent.directory / "buildkit-tasks-4194305" for parent in parents]  # above the highest PID
     for directory in stale:
         directory.mkdir()
-    with Supervisor() as started:
-        assert not any(directory.exists() for directory in stale)
-        assert run(started, root, program(AMD64, 7)).exit_code == 7
-        assert run(started, root, guests.ignore_signals(AMD64), timeout=0.2).timed_out
-        prefix = f"{parents[0].directory}/buildkit-tasks-"
-        helpers = _read_children(started._process.pid)
-    assert not [pid for pid in helpers if Path(f"{prefix}{pid}").exists()]
-
-
-def test_group_of_killed_supervisor(root: Path) -> None:
-    parents = find_cgroup_parents()
-    if not parents:
-        pytest.skip("this user may create no control groups here")
-    before = _list_groups()
-    with Supervisor() as started:
-        thread = threading.Thread(target=run, args=(started, root, guests.ignore_signals(AMD64), 60))
-        thread.start()
-        wait_until(lambda: _list_groups() - before)
-        started._process.kill()
-        thread.join(60)
-    wait_until(lambda: not _list_groups() - before)
-
-
-def _list_groups() -> set[Path]:
-    return {path for parent in find_cgroup_parents() for path in parent.directory.glob("buildkit-tasks-*")}
-
-
-def _read_children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    with Supervisor():
+        assert not [directory for directory in stale if directory.exists()]
 
 
 def test_empty_files(busybox_image: BusyboxImage, project: Project) -> None:

@@ -1,4 +1,4 @@
-"""Guests that take memory which belongs to no process, or which their processes share.
+"""Guests that take memory which belongs to no process, or which their processes share, and threads.
 
 Each is a list of system calls made once, and one made over and over, as machine code for amd64 and arm64.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tests.support.project import program
 
 _SIZE = 3 << 29  # bytes: more than a guest may have
+_SEGMENT_SIZE = 1 << 28
 _BUFFER = 0x20000  # in the program's memory, behind its file
 _BUFFER_SIZE = 1 << 20
 _SAVED = "the last result that was saved"
@@ -19,6 +20,7 @@ _STORED = "the descriptor at the start of the buffer"
 _MAP_SHARED_ANONYMOUS_POPULATE = 0x8021
 _MADV_POPULATE_WRITE = 23
 _SIGCHLD = 17
+_THREAD_FLAGS = 0x50F00  # CLONE_VM, FS, FILES, SIGHAND, THREAD and SYSVSEM: include/uapi/linux/sched.h
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,17 @@ BOMBS: dict[str, tuple[list[Call], list[Call]]] = {
         [Call(1, 64, (_SAVED, _BUFFER, _BUFFER_SIZE // 2))],  # write
     ),
     "shared mapping": ([Call(9, 222, (0, _SIZE, 3, _MAP_SHARED_ANONYMOUS_POPULATE, -1, 0))], [_WAIT]),
+    # Each segment is mapped nowhere before the next is made.
     "System V shared memory": (
+        [],
         [
-            Call(29, 194, (0, _SIZE, 0o1600), saves=True),  # shmget
+            Call(29, 194, (0, _SEGMENT_SIZE, 0o1600), saves=True),  # shmget
             Call(30, 196, (_SAVED, 0, 0), saves=True),  # shmat
-            Call(28, 233, (_SAVED, _SIZE, _MADV_POPULATE_WRITE)),
-            Call(67, 197, (_SAVED,)),  # shmdt: mapped nowhere
+            Call(28, 233, (_SAVED, _SEGMENT_SIZE, _MADV_POPULATE_WRITE)),
+            Call(67, 197, (_SAVED,)),  # shmdt
         ],
-        [_WAIT],
     ),
+    "threads": ([], [Call(56, 220, (_THREAD_FLAGS, 0, 0, 0, 0))]),  # clone: each goes on on the same stack
     "sockets": (
         [_FORK] * 4,
         [
