@@ -108,7 +108,7 @@ def test_client_without_tls(project: Project, tls_node: Node) -> None:
 def test_expired_client_certificate(
     project: Project, tls_node: Node, certificate: Certificate, tmp_path: Path
 ) -> None:
-    expired = sign(tmp_path / "old", certificate.authority, days=-1)
+    expired = sign(tmp_path / "old", certificate.authority, expired=True)
     done = fail_setup(project, tls_node, **tls_options(expired))
     assert "expired" in done.stderr
 

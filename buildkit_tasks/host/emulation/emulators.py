@@ -263,9 +263,12 @@ def _explain_handler_failure(handler: Handler, failure: str) -> str:
 def _is_missing(path: Path) -> bool:
     """Return True if a file does not exist; False also if this user may not look, as below /root."""
     try:
-        return not path.exists()
+        path.stat()  # exists() says False for both from Python 3.14
+    except FileNotFoundError:
+        return True
     except OSError:
-        return False
+        pass
+    return False
 
 
 def add_versions(rows: Sequence[PlatformSetup], commands: CommandRunner) -> tuple[PlatformSetup, ...]:

@@ -32,9 +32,9 @@ def make_certificate(folder: Path, name: str = "tests", names: str = LOOPBACK) -
 
 
 def sign(
-    folder: Path, authority: Path, name: str = "tests", names: str = LOOPBACK, *, days: int = 2
+    folder: Path, authority: Path, name: str = "tests", names: str = LOOPBACK, *, expired: bool = False
 ) -> Certificate:
-    """Create a certificate of such an authority; with negative ``days`` it has expired."""
+    """Create a certificate of such an authority."""
     folder.mkdir(parents=True, exist_ok=True)
     request, certificate, key = folder / "server.csr", folder / "server.crt", folder / "server.key"
     extensions = [f"subjectAltName={names}", "basicConstraints=critical,CA:FALSE"]
@@ -58,8 +58,17 @@ def sign(
         str(authority.with_suffix(".key")),
         "-copy_extensions=copy",
     ]
-    _openssl("x509", "-req", "-in", str(request), *ca_options, "-days", str(days), "-out", str(certificate))
+    end = _expired_options() if expired else ["-days", "2"]
+    _openssl("x509", "-req", "-in", str(request), *ca_options, *end, "-out", str(certificate))
     return Certificate(certificate=certificate, key=key, authority=authority)
+
+
+def _expired_options() -> list[str]:
+    """Return the options for an end in the past: OpenSSL 3.4 takes dates, and newer ones no negative days."""
+    described = subprocess.run(["openssl", "x509", "-help"], check=True, capture_output=True, text=True)
+    if "-not_after" in described.stderr + described.stdout:
+        return ["-not_before", "20200101000000Z", "-not_after", "20200102000000Z"]
+    return ["-days", "-1"]
 
 
 def _openssl(*arguments: str) -> None:

@@ -215,7 +215,7 @@ def test_tls_server_name(tmp_path: Path) -> None:
 
 def test_wrong_certificates(certificate: Certificate, tmp_path: Path) -> None:
     other = make_certificate(tmp_path / "other", "other")
-    expired = sign(tmp_path / "old", certificate.authority, days=-1)
+    expired = sign(tmp_path / "old", certificate.authority, expired=True)
     with run_server(send_settings, mutual_tls(certificate)) as endpoint:
 
         def reason(*driver_opts: str) -> str:
