@@ -74,7 +74,7 @@ def test_start_failure(
 
 
 def test_nul_in_argument(supervisor: Supervisor, root: Path) -> None:
-    with pytest.raises(KernelRefusal, match="^could not start: .*embedded null"):
+    with pytest.raises(KernelRefusal, match=r"^could not start: .*embedded null"):
         supervisor.run(guest(root, "/main\0"), 10)
 
 
