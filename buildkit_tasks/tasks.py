@@ -28,6 +28,7 @@ from buildkit_tasks.cli.options import (
     SPLIT,
     TAG,
     VERIFY_OPTIONS,
+    VERIFY_TIMEOUT,
 )
 from buildkit_tasks.cli.requests import (
     build_request,
@@ -112,7 +113,7 @@ def build_multiarch(ctx: TaskContext) -> None:
         ctx.show_report(result, failure_code=push_exit_code(result.pushed))
 
 
-@task(IMAGE, PLATFORM, *VERIFY_OPTIONS, *HOST_OPTIONS, REPORT)
+@task(IMAGE, PLATFORM, *VERIFY_OPTIONS, *HOST_OPTIONS, VERIFY_TIMEOUT, REPORT)
 def verify_arch(ctx: TaskContext) -> None:
     """Check index, configuration and binaries of every platform, or whether the image starts on a host."""
     from buildkit_tasks.verify.host_match import read_hosts

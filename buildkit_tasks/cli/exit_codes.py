@@ -32,8 +32,10 @@ def push_exit_code(pushed: PushResult | None) -> int:
 
 
 def verify_exit_code(report: VerifyReport) -> int:
-    """Return 5 if no other check than a limit failed, else 1."""
+    """Return 124 if its time was over, 5 if no other check than a limit failed, else 1."""
     failed_checks = {check.name for row in report.platforms for check in row.checks if not check.ok}
+    if "timeout" in failed_checks:
+        return DeadlineExceeded.exit_code
     return LimitExceeded.exit_code if failed_checks == {"limit"} else 1
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "SPLIT",
     "TAG",
     "VERIFY_OPTIONS",
+    "VERIFY_TIMEOUT",
     "Option",
 ]
 
@@ -163,6 +164,13 @@ VERIFY_OPTIONS = (
         setting="parity",
         example="fail",
     ),
+)
+# Only of verify-arch: elsewhere `--timeout` is that of a run.
+VERIFY_TIMEOUT = _text_option(
+    "timeout",
+    "seconds that verifying an image may take, then exit with 124 (default: no limit)",
+    setting="verify_timeout",
+    example="60",
 )
 # `for` is a Python keyword; the parser strips the underscore.
 HOST_OPTIONS = (

@@ -77,11 +77,12 @@ class SettingOrigin(enum.IntEnum):
 class Settings:
     """All settings. Each field is a key of the configuration, ``checks`` and ``images`` in the singular.
 
-    ``timeout`` limits one run, in seconds; ``jobs`` run in parallel (0: two per processor). ``cache`` is
-    the directory for the private engine, packages, stand-in bases and unpacked images, of which
-    ``root_cache`` megabytes are kept. ``cpu`` is max, floor, both or a QEMU model. BuildKit runs
-    ``parallelism`` steps in parallel and keeps ``builder_cache`` megabytes (0: its default); ``allow``
-    lists the entitlements that builds may use. ``origins`` has the source of each value that is set.
+    ``verify_timeout`` limits the verification of an image, in seconds (0: no limit), and ``timeout`` one run;
+    ``jobs`` run in parallel (0: two per processor). ``cache`` is the directory for the private engine,
+    packages, stand-in bases and unpacked images, of which ``root_cache`` megabytes are kept. ``cpu`` is max,
+    floor, both or a QEMU model. BuildKit runs ``parallelism`` steps in parallel and keeps ``builder_cache``
+    megabytes (0: its default); ``allow`` lists the entitlements that builds may use. ``origins`` has the
+    source of each value that is set.
     """
 
     platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64")
@@ -111,6 +112,7 @@ class Settings:
     command: str = ""
     allow_foreign: tuple[str, ...] = ()
     parity: str = "warn"
+    verify_timeout: float = 0.0
     mirrors: tuple[str, ...] = ()
     expect: str = ""
     expect_exit: int = 0

@@ -148,6 +148,7 @@ def verify(  # noqa: PLR0913 - options are keywords with defaults
     hosts: PlatformNames = (),
     parity: str | None = None,
     allow_foreign: Names = (),
+    timeout: float | None = None,
     settings: Settings | None = None,
 ) -> VerifyReport:
     """Check that each platform of an image is what it says, and return the report, as ``verify-arch`` does.
@@ -156,7 +157,8 @@ def verify(  # noqa: PLR0913 - options are keywords with defaults
     ``oci-archive:FILE``, or a path; by default the last image built in this directory. ``platforms`` are the
     exact platforms that it must have; by default those of the settings if they have any, otherwise those that
     it has. With ``hosts``, check only that it would start on hosts of these platforms. ``parity`` (``warn``,
-    ``fail`` or ``ignore``) and ``allow_foreign`` override the settings.
+    ``fail`` or ``ignore``), ``allow_foreign`` and ``timeout`` (seconds; 0: no limit) override the settings. A
+    time limit works in the main thread only.
 
     A check that fails is in the report, whose ``ok`` is then False. Raises :class:`UsageError`, and
     :class:`RegistryError` or :class:`EngineError` if the image cannot be read from there.
@@ -166,6 +168,7 @@ def verify(  # noqa: PLR0913 - options are keywords with defaults
         "platforms": _platform_names(platforms),
         "parity": parity,
         "allow_foreign": _strings(allow_foreign),
+        "verify_timeout": timeout,
     }
     pipeline, chosen = _choose_image(_create_pipeline("verify", settings, values), image)
     expected = () if host_platforms else _explicit_platforms(pipeline)

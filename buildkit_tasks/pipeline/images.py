@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import BuildResult, VerifyReport
     from buildkit_tasks.system.command import CommandRunner
+    from buildkit_tasks.verify import VerifyOptions
+    from buildkit_tasks.verify.progress import VerifyProgress
 
 __all__ = ["ImageResolver"]
 
@@ -98,21 +100,42 @@ class ImageResolver:
 
         Empty ``expected`` means the platforms that the image has. With ``hosts`` (the number of machines of
         each platform), verify only that the image would start on each of them.
+
+        After the seconds of ``verify_timeout`` in the settings, the platforms that are not finished fail the
+        check ``timeout``. Raises :class:`UsageError` if they are set and this is not the main thread.
         """
-        from buildkit_tasks.oci.transports import find_local_output
-        from buildkit_tasks.verify import VerifyOptions, verify
+        from buildkit_tasks.system.time_limit import TimeOver, time_limit
+        from buildkit_tasks.verify import VerifyOptions
+        from buildkit_tasks.verify.progress import VerifyProgress
 
         name, settings = self.resolve(image), self.settings
         options = VerifyOptions(
             allow_foreign=settings.allow_foreign, parity=settings.parity, hosts=hosts or {}
         )
+        names = tuple(map(str, options.hosts or expected))
+        progress = VerifyProgress(subject=name, activity=f"opening {name}", names=names)
+        try:
+            with time_limit(settings.verify_timeout):
+                return self._verify(name, expected, options, progress)
+        except TimeOver:
+            return progress.report_timeout(settings.verify_timeout)
+
+    def _verify(
+        self, name: str, expected: Sequence[Platform], options: VerifyOptions, progress: VerifyProgress
+    ) -> VerifyReport:
+        from buildkit_tasks.oci.transports import find_local_output
+        from buildkit_tasks.verify import verify
+
         folder = find_local_output(name)
         if folder is not None:
             from buildkit_tasks.verify.local_output import verify_local_output
 
-            return verify_local_output(folder, expected, name, options, built_for=self._built_for(folder))
+            built_for = self._built_for(folder)
+            return verify_local_output(
+                folder, expected, name, options, built_for=built_for, progress=progress
+            )
         with self.open(name) as source:
-            return verify(source, expected, name, options)
+            return verify(source, expected, name, options, progress)
 
     def _built_for(self, folder: Path) -> Platform | None:
         """Return the platform of a local output of one platform, if it was built here."""

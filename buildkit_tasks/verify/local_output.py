@@ -19,6 +19,7 @@ from buildkit_tasks.oci.transports.directory import (
 from buildkit_tasks.report.model import Check, PlatformVerdict, VerifyReport
 from buildkit_tasks.verify.host_match import baseline_for, match_hosts
 from buildkit_tasks.verify.index import check_expected_platform, check_missing_platform
+from buildkit_tasks.verify.progress import VerifyProgress
 from buildkit_tasks.verify.rootfs import RootfsVerifier, VerifyOptions
 
 if TYPE_CHECKING:
@@ -33,26 +34,34 @@ _TAR_TYPES = {FileType.FILE: REGULAR, FileType.DIRECTORY: DIRECTORY, FileType.SY
 _DEVICE_TYPE = "3"  # stands for every other type
 
 
-def verify_local_output(
+def verify_local_output(  # noqa: PLR0913 - options have defaults
     path: Path,
     expected: Sequence[Platform],
     subject: str,
     options: VerifyOptions | None = None,
     *,
     built_for: Platform | None = None,
+    progress: VerifyProgress | None = None,
 ) -> VerifyReport:
     """Check that a local output has exactly the ``expected`` platforms, if any, and check their files.
 
     ``built_for`` is the platform that an output of one platform was built for, if that is known; otherwise
-    the only expected one is taken for it. Raises :class:`UsageError` if there is neither.
+    the only expected one is taken for it. ``progress`` is updated meanwhile. Raises :class:`UsageError` if
+    there is neither.
     """
+    progress = progress or VerifyProgress(subject=subject, activity="")
     options, directories = options or VerifyOptions(), _find_directories(path, expected, built_for)
     verifier = RootfsVerifier(options)
     if options.hosts:
+        progress.names = tuple(map(str, options.hosts))
         verdicts = _verify_hosts(directories, verifier, subject, options.hosts)
     else:
+        progress.names = tuple(map(str, dict.fromkeys((*expected, *directories))))
         verdicts = _verify_platforms(directories, verifier, expected)
-    return VerifyReport(subject=subject, digest="", platforms=tuple(verdicts))
+    progress.activity = f"reading {path}"
+    for verdict in verdicts:
+        progress.verdicts.append(verdict)
+    return VerifyReport(subject=subject, digest="", platforms=tuple(progress.verdicts))
 
 
 def _find_directories(

@@ -20,6 +20,7 @@ from buildkit_tasks.verify.index import (
     check_missing_platform,
     check_unique_entry,
 )
+from buildkit_tasks.verify.progress import VerifyProgress
 from buildkit_tasks.verify.rootfs import RootfsVerifier, VerifyOptions
 
 if TYPE_CHECKING:
@@ -35,24 +36,31 @@ _IMAGE_ERRORS = (MalformedImage, LimitExceeded)
 
 
 def verify(
-    source: Source, expected: Sequence[Platform], subject: str, options: VerifyOptions | None = None
+    source: Source,
+    expected: Sequence[Platform],
+    subject: str,
+    options: VerifyOptions | None = None,
+    progress: VerifyProgress | None = None,
 ) -> VerifyReport:
     """Check that an image has exactly the ``expected`` platforms, if any, and that each is what it claims.
 
     Every problem of the image becomes a failing check of the platform concerned: ``unknown`` if the image
     cannot be read that far, ``none`` if it has no platform. Errors of the source, such as
-    :class:`RegistryError`, are raised. ``subject`` is the image's name in the report.
+    :class:`RegistryError`, are raised. ``subject`` is the image's name in the report. ``progress`` is updated
+    meanwhile.
     """
-    image, digest = Image.wrap(source), ""
+    progress = progress or VerifyProgress(subject=subject, activity="")
+    progress.activity = f"reading the index of {subject}"
+    image = Image.wrap(source)
     try:
-        digest = str(image.root.digest)
-        verification = _Verification(image, tuple(expected), subject, options or VerifyOptions())
+        progress.digest = str(image.root.digest)
+        verification = _Verification(image, tuple(expected), options or VerifyOptions(), progress)
     except _IMAGE_ERRORS as error:
         names, checks = [str(platform) for platform in expected] or ["unknown"], (_failed_check(error),)
         verdicts = [PlatformVerdict(platform=name, digest="", checks=checks) for name in names]
     else:
-        verdicts = list(verification.iter_verdicts())
-    return VerifyReport(subject=subject, digest=digest, platforms=tuple(verdicts))
+        verdicts = verification.run()
+    return VerifyReport(subject=subject, digest=progress.digest, platforms=tuple(verdicts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +77,35 @@ class _Verification:
     """The verification of one image, which scans each layer once for all platforms."""
 
     def __init__(
-        self, image: Image, expected: tuple[Platform, ...], subject: str, options: VerifyOptions
+        self, image: Image, expected: tuple[Platform, ...], options: VerifyOptions, progress: VerifyProgress
     ) -> None:
         self.image = image
         self.expected = expected
-        self.subject = subject
         self.options = options
+        self.progress = progress
         self.platform_entries = image.platform_manifests
         self.present = [platform for platform, _ in self.platform_entries]
         self.layer_scans = LayerScanCache(image)
         self.rootfs_verifier = RootfsVerifier(options)
 
-    def iter_verdicts(self) -> Iterator[PlatformVerdict]:
-        """Yield the expected platforms in order, then the others; with hosts, one verdict for each host."""
+    def run(self) -> list[PlatformVerdict]:
+        """Return the expected platforms in order, then the others; with hosts, one verdict for each host."""
+        progress = self.progress
         planned = list(self._plan_hosts() if self.options.hosts else self._plan_platforms())
-        self._scan_layers(plan.entry for plan in planned if plan.entry is not None)
+        progress.names = tuple(plan.name for plan in planned)
+        self._scan_layers(planned)
+        progress.activity = "reading the attestations"
         attestations = read_attestations(self.image, () if self.options.hosts else self.image.entries)
         for plan in planned:
+            progress.activity = f"checking the files of {plan.name}"
             checks, digest = list(plan.checks), ""
             if plan.entry is not None and plan.platform is not None:
                 digest = str(plan.entry.digest)
                 checks += self._check_platform(plan.platform, plan.entry)
                 checks += attestations.checks_by_digest.get(plan.entry.digest, ())
-            yield PlatformVerdict(platform=plan.name, digest=digest, checks=tuple(checks))
-        yield from attestations.unattached
+            verdict = PlatformVerdict(platform=plan.name, digest=digest, checks=tuple(checks))
+            progress.verdicts.append(verdict)
+        return [*progress.verdicts, *attestations.unattached]
 
     def _plan_platforms(self) -> Iterator[_PlannedVerdict]:
         if not self.present and not self.expected:
@@ -107,7 +120,9 @@ class _Verification:
 
     def _plan_entry(self, platform: Platform, entry: Descriptor) -> _PlannedVerdict:
         if self.image.is_missing(entry):
-            check = check_missing_content(platform, self.subject, is_requested=platform in self.expected)
+            check = check_missing_content(
+                platform, self.progress.subject, is_requested=platform in self.expected
+            )
             return _PlannedVerdict(str(platform), (check,))
         checks = (
             check_unique_entry(platform, self.platform_entries),
@@ -116,21 +131,23 @@ class _Verification:
         return _PlannedVerdict(str(platform), checks, platform, entry)
 
     def _plan_hosts(self) -> Iterator[_PlannedVerdict]:
-        matches = match_hosts(self.options.hosts, self.present, self.subject)
+        matches = match_hosts(self.options.hosts, self.present, self.progress.subject)
         for host, (selected, check) in matches.items():
             entry = next((entry for platform, entry in self.platform_entries if platform == selected), None)
             yield _PlannedVerdict(str(host), (check,), baseline_for(host, selected), entry)
 
-    def _scan_layers(self, entries: Iterable[Descriptor]) -> None:
+    def _scan_layers(self, planned: Iterable[_PlannedVerdict]) -> None:
         """Scan every layer, in the order in which the source is read fastest.
 
         Errors are found again in the caches, by the checks of each platform.
         """
-        layers: list[tuple[Descriptor, Digest]] = []
-        for entry in entries:
+        layers: list[tuple[Descriptor, Digest, str]] = []
+        for name, entry in ((plan.name, plan.entry) for plan in planned if plan.entry is not None):
+            self.progress.activity = f"reading the manifest of {name}"
             with contextlib.suppress(*_IMAGE_ERRORS):
-                layers += self._read_layers(entry)
-        for layer, diff_id in sorted(layers, key=lambda pair: self.image.read_order(pair[0])):
+                layers += ((*pair, name) for pair in self._read_layers(entry))
+        for layer, diff_id, name in sorted(layers, key=lambda row: self.image.read_order(row[0])):
+            self.progress.activity = f"reading layer {layer.digest} of {name}"
             with contextlib.suppress(*_IMAGE_ERRORS):
                 self.layer_scans.get(layer, diff_id.algorithm)
 

@@ -22,6 +22,12 @@ def test_only_a_limit_ends_with_5(checks: tuple[Check, ...], code: int) -> None:
     assert verify_exit_code(failed_verification(*checks)) == code
 
 
+@pytest.mark.parametrize("others", [(), (LIMIT,), (WRONG,)])
+def test_verification_without_time_ends_with_124(others: tuple[Check, ...]) -> None:
+    late = samples.bad_check(name="timeout")
+    assert verify_exit_code(failed_verification(late, *others)) == 124
+
+
 def failed_push(verify: VerifyReport | None, *results: RunResult) -> PushResult:
     run = samples.run(*results) if results else None
     return replace(samples.push(), tags=(), verify=verify, run=run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 
@@ -47,6 +49,14 @@ def test_usage_error(args: tuple[str, ...], message: str, capsys: pytest.Capture
 def test_success(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_program(*args) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_timeout_of_verification(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts, and never answers
+        name = f"docker://127.0.0.1:{server.getsockname()[1]}/app:1"
+        assert run_program("verify-arch", name, "--timeout=0.3", "--json") == 124
+    (verdict,) = json.loads(capsys.readouterr().out)["platforms"]
+    assert [(check["name"], check["ok"]) for check in verdict["checks"]] == [("timeout", False)]
 
 
 INTERRUPTED_IMPORT = """

@@ -3,20 +3,25 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import pytest
 
+from buildkit_tasks.cli.exit_codes import verify_exit_code
 from buildkit_tasks.config.schema import ImageSettings
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import EngineError, RegistryError, UsageError
+from buildkit_tasks.oci.image import Image
+from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.pipeline.images import ImageResolver
 from buildkit_tasks.pipeline.last_build import RecordedImage
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.report.model import BuildResult, BuiltPlatform, Output
-from tests.support.oci import hello, write_archive
+from buildkit_tasks.report.model import BuildResult, BuiltPlatform, Check, Output, VerifyReport
+from buildkit_tasks.verify.rootfs import RootfsVerifier
+from tests.support.oci import MemoryImage, hello, write_archive
 from tests.support.scripted import Scripted
 
 ARM64 = Platform.parse("linux/arm64")
@@ -212,3 +217,87 @@ def test_daemon_image_without_engine(resolver: ImageResolver, monkeypatch: pytes
     monkeypatch.setattr("buildkit_tasks.host.engine.private.list_missing_capabilities", list)
     with pytest.raises(EngineError, match="docker with buildx is not installed"):
         resolver.verify("docker-daemon:a:1", ())
+
+
+# Time limits.
+
+
+class StuckImage(MemoryImage):
+    """An image whose blob ``stuck`` is never read to its end."""
+
+    stuck = ""
+
+    def open(self, descriptor: Descriptor) -> BinaryIO:
+        while str(descriptor.digest) == self.stuck:
+            pass
+        return super().open(descriptor)
+
+
+def stuck_image(*platforms: str) -> tuple[StuckImage, str]:
+    """Return an image of these platforms with the last one's layer stuck, and that layer's digest."""
+    image = StuckImage()
+    image.blobs, image.root = (whole := hello(platforms)).blobs, whole.root
+    entry = Image(image).platform_manifests[-1][1]
+    image.stuck = str(Image(image).manifest(entry).layers[-1].digest)
+    return image, image.stuck
+
+
+def verify_stuck(resolver: ImageResolver, seconds: float, *expected: Platform) -> VerifyReport:
+    image, _ = stuck_image("linux/amd64", "linux/arm64")
+    limited = replace(
+        resolver,
+        settings=replace(resolver.settings, verify_timeout=seconds),
+        open_sources={"oci:x": Image(image)},
+    )
+    return limited.verify("oci:x", expected)
+
+
+@pytest.mark.parametrize("expected", [(), (ARM64,)])
+def test_verify_timeout(resolver: ImageResolver, expected: tuple[Platform, ...]) -> None:
+    report = verify_stuck(resolver, 0.2, *expected)
+    assert not report.ok
+    assert report.digest.startswith("sha256:")
+    assert {verdict.platform for verdict in report.platforms} == {"linux/amd64", "linux/arm64"}
+    (check,) = report.platforms[-1].checks
+    _, digest = stuck_image("linux/amd64", "linux/arm64")
+    assert (check.name, check.ok, check.expected) == ("timeout", False, "0.2 s")
+    assert (
+        f"not verified within 0.2 s, which ended while reading layer {digest} of linux/arm64" in check.message
+    )
+    assert check.hint.endswith("verify-arch oci:x --timeout 1")
+    assert verify_exit_code(report) == 124
+
+
+def test_timeout_of_local_output(resolver: ImageResolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("linux_amd64", "linux_arm64"):
+        Path(name, "bin").mkdir(parents=True)
+
+    def check_platform(_: object, platform: Platform, *__: object) -> list[Check]:
+        while platform == ARM64:
+            pass
+        return [Check(name="binaries", ok=True)]
+
+    monkeypatch.setattr(RootfsVerifier, "check_platform", check_platform)
+    limited = replace(resolver, settings=replace(resolver.settings, verify_timeout=0.2))
+    first, second = limited.verify("dir:.", ()).platforms
+    assert (first.platform, first.ok) == ("linux/amd64", True)
+    assert [check.name for check in second.checks] == ["timeout"]
+
+
+def test_timeout_of_silent_registry(resolver: ImageResolver) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts, and never answers
+        name = f"docker://127.0.0.1:{server.getsockname()[1]}/app:1"
+        limited = replace(resolver, settings=replace(resolver.settings, verify_timeout=0.5))
+        (verdict,) = limited.verify(name, ()).platforms
+    assert verdict.platform == "unknown"
+    assert verdict.checks[0].name == "timeout"
+    assert f"ended while reading the index of {name}" in verdict.checks[0].message
+
+
+def test_fast_verification_keeps_limit(resolver: ImageResolver) -> None:
+    limited = replace(
+        resolver,
+        settings=replace(resolver.settings, verify_timeout=100.0),
+        open_sources={"oci:x": Image(hello(["linux/arm64"]))},
+    )
+    assert limited.verify("oci:x", ()).ok
