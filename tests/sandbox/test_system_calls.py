@@ -14,9 +14,10 @@ import pytest
 from buildkit_tasks.config.settings import load_settings
 from buildkit_tasks.host.emulation.qemu import QemuFinder
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.run.sandbox.seccomp import DENIED, NUMBERS, Rule
+from buildkit_tasks.run.sandbox.seccomp import DENIED, NUMBERS, Rule, build_filter
 from buildkit_tasks.run.sandbox.supervisor import SandboxRun, Supervisor
 from buildkit_tasks.system.command import SubprocessRunner
+from tests.support.bpf import ALLOW, evaluate
 from tests.support.project import program
 
 ARM64 = Platform.parse("linux/arm64").machine
@@ -110,6 +111,30 @@ def test_arguments(
 def test_init_is_not_the_guests_to_steer(supervisor: Supervisor, root: Path, name: str) -> None:
     assert exit_code(supervisor, root, system_call("linux/amd64", NUMBERS[name][0], 1, 0)) == errno.EPERM
     assert exit_code(supervisor, root, system_call("linux/amd64", NUMBERS[name][0], 0, 0)) != errno.EPERM
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        (39, 0, 0),  # getpid
+        (NUMBERS["add_key"][0], 0, 0),
+        (NUMBERS["clone3"][0], 0, 0),
+        (NUMBERS["personality"][0], 0x20008, 0),
+        (NUMBERS["personality"][0], 0x20009, 0),
+        (NUMBERS["setpriority"][0], 0, 0),
+        (NUMBERS["setpriority"][0], 0, 1),
+        (NUMBERS["socket"][0], 1, 1),
+        (NUMBERS["socket"][0], 17, 3),
+        (0x40000000 + 39, 0, 0),
+    ],
+)
+def test_kernel_agrees_with_interpreter(
+    supervisor: Supervisor, root: Path, call: tuple[int, int, int]
+) -> None:
+    """What other tests evaluate is what the kernel does with the same program."""
+    verdict = evaluate(build_filter("x86_64"), 0xC000003E, *call)
+    expected = ALLOWED if verdict == ALLOW else verdict & 0xFFFF
+    assert exit_code(supervisor, root, system_call("linux/amd64", *call)) == expected
 
 
 def test_x32(supervisor: Supervisor, root: Path) -> None:

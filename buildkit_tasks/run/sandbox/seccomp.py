@@ -13,13 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 __all__ = ["DENIED", "NUMBERS", "Rule", "build_filter", "native_number"]
 
@@ -137,6 +136,7 @@ _ARCHITECTURES: dict[str, tuple[tuple[int, str], ...]] = {
     "ppc64le": ((0xC0000015, "ppc64le"),),
     "s390x": ((0x80000016, "s390x"),),
 }
+_BIG_ENDIAN = ("s390x",)
 _LONG_SIZE = 8  # bytes, of a pointer of 64 bits
 _X32_BIT = 0x40000000  # of the numbers of the x32 ABI, which has the AUDIT_ARCH of amd64
 
@@ -150,7 +150,7 @@ _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, c
 
 @cache
 def build_filter(machine: str = os.uname().machine) -> bytes:
-    """Return the filter for a kernel of this machine (``uname -m``); empty for an unknown one.
+    """Return the filter for a kernel of this machine (``uname -m``), in its byte order; empty if unknown.
 
     Programs for architectures that the machine does not run otherwise are killed, and x32 has no calls.
     """
@@ -160,7 +160,8 @@ def build_filter(machine: str = os.uname().machine) -> bytes:
         block = list(_build_block(table))
         program += [(_JUMP_EQUAL, 0, len(block), audit_arch), *block]
     program.append((_RETURN, 0, 0, _KILL_PROCESS))
-    return b"".join(struct.pack("HBBI", *each) for each in program) if architectures else b""
+    order = ">" if machine in _BIG_ENDIAN else "<"
+    return b"".join(struct.pack(f"{order}HBBI", *each) for each in program) if architectures else b""
 
 
 def native_number(
@@ -185,20 +186,21 @@ def _build_block(table: str) -> Iterator[_Instruction]:
     column = _TABLES.index(table)
     for name, numbers in NUMBERS.items():
         if numbers[column] != _NONE:
-            rules = list(_build_rules(DENIED[name], is_swapped=(table, name) == ("s390x", "clone")))
+            rules = list(_build_rules(name, table))
             yield (_JUMP_EQUAL, 0, len(rules), numbers[column])
             yield from rules
     yield (_RETURN, 0, 0, _ALLOW)
 
 
-def _build_rules(rules: Sequence[Rule], *, is_swapped: bool) -> Iterator[_Instruction]:
-    """Yield the instructions for one system call; ``is_swapped`` for s390x, whose clone has flags second."""
-    for rule in rules:
+def _build_rules(name: str, table: str) -> Iterator[_Instruction]:
+    """Yield the instructions for one system call; clone has its flags second on s390x."""
+    swapped = 1 if (table, name) == ("s390x", "clone") else 0
+    for rule in DENIED[name]:
         deny = (_RETURN, 0, 0, _ERRNO | rule.error)
         if not (rule.allowed or rule.denied or rule.mask):
             yield deny
             return
-        yield (_LOAD, 0, 0, _argument_offset(1 if is_swapped else rule.argument))
+        yield (_LOAD, 0, 0, _argument_offset(rule.argument + swapped, is_big_endian=table in _BIG_ENDIAN))
         for value in rule.allowed:
             yield from ((_JUMP_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW))
         if rule.allowed:
@@ -211,6 +213,6 @@ def _build_rules(rules: Sequence[Rule], *, is_swapped: bool) -> Iterator[_Instru
     yield (_RETURN, 0, 0, _ALLOW)
 
 
-def _argument_offset(index: int) -> int:
+def _argument_offset(index: int, *, is_big_endian: bool) -> int:
     """Return the offset of the lower half of an argument of 64 bits."""
-    return _ARGUMENTS_OFFSET + 8 * index + (4 if sys.byteorder == "big" else 0)
+    return _ARGUMENTS_OFFSET + 8 * index + (4 if is_big_endian else 0)
