@@ -33,6 +33,13 @@ SOURCE_DATE_EPOCH = "SOURCE_DATE_EPOCH"
 _EPOCH_DIGITS = re.compile(r"[0-9]{1,12}\Z", re.ASCII)
 _MAX_EPOCH = 253402300799  # 9999-12-31T23:59:59Z, the last second that RFC 3339 can express
 _GIT_SECONDS = 10.0
+# A repository's own configuration may name programs: one for signatures, and the other end of a remote.
+_GIT_ENVIRONMENT = {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "log.showSignature",
+    "GIT_CONFIG_VALUE_0": "false",
+    "GIT_NO_LAZY_FETCH": "1",
+}
 # local and tar outputs have no layers: BuildKit sets the timestamps of their files without the attribute.
 _LAYERED_TYPES = ("image", "registry", "oci", "docker")
 
@@ -90,7 +97,8 @@ def resolve_epoch(
 
     try:
         result = commands.run(
-            ["git", "-C", context, "log", "-1", "--format=%ct"], CommandOptions(timeout=_GIT_SECONDS)
+            ["git", "-C", context, "log", "-1", "--format=%ct"],
+            CommandOptions(timeout=_GIT_SECONDS, env=_GIT_ENVIRONMENT),
         )
     except EngineError:
         return SourceDateEpoch(seconds=0, origin="git is not installed")

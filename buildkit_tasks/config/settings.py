@@ -8,10 +8,10 @@ and images are arrays of tables, which only files and Invoke's configuration can
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import enum
+import functools
 import os
 import re
 import shlex
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from buildkit_tasks.config.repository import confine_paths, find_pyproject, refuse_user_keys
 from buildkit_tasks.config.schema import (
     BUILDER_NAME_PATTERN,
     ImageSettings,
@@ -30,10 +31,10 @@ from buildkit_tasks.config.schema import (
     read_value,
 )
 from buildkit_tasks.errors import CacheError, SettingsError
-from buildkit_tasks.system.files import expand_home, explain_unwritable
+from buildkit_tasks.system.files import expand_home, explain_untrusted, explain_unwritable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 __all__ = [
     "BUILDER_NAME_PATTERN",
@@ -45,7 +46,7 @@ __all__ = [
     "cache_folder",
     "check_section_keys",
     "check_section_names",
-    "find_pyproject",
+    "create_cache_folder",
     "load_settings",
     "override_settings",
     "writable_cache_folder",
@@ -61,6 +62,9 @@ _OTHER_PRODUCTS = ("buildkitd", "buildkite")  # one letter more: BuildKit's daem
 
 _ENVIRONMENT_PREFIX = "INVOKE_BUILDKIT_"
 _KEY_OF_VARIABLE = {"DOCKER_DEFAULT_PLATFORM": "platforms", "BUILDX_BUILDER": "name"}
+
+
+_explain_untrusted = functools.cache(explain_untrusted)
 
 
 class SettingOrigin(enum.IntEnum):
@@ -168,17 +172,40 @@ def load_settings(
     """Merge all sources. None, empty strings and empty lists in ``flags`` count as not set.
 
     ``environ`` and ``folder`` default to those of the process; pyproject.toml is searched in ``folder``
-    and its parents. Raises :class:`SettingsError` for an unknown key or an invalid value.
+    and its parents. Raises :class:`SettingsError` for an unknown key or an invalid value, and for one that a
+    repository may not set.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     origins: dict[str, SettingOrigin] = {}
-    for origin, label, table in _iter_sources(flags or {}, invoke or {}, environ, folder or Path.cwd()):
+    folder = folder or Path.cwd()
+    pyproject = find_pyproject(folder)
+    for origin, label, table in _iter_sources(flags or {}, invoke or {}, environ, pyproject):
         for key, raw in normalize_keys(table, label, SETTINGS_KEYS).items():
             name = _FIELD_OF_KEY.get(key, key)
             values[name] = _read_setting(key, raw, label)
             origins[name] = origin
+    if pyproject is not None:
+        repository_names = {name for name, origin in origins.items() if origin is SettingOrigin.PYPROJECT}
+        values |= _confine_to_repository(values, repository_names, pyproject, folder)
     return dataclasses.replace(_DEFAULTS, **values, origins=origins)
+
+
+def _confine_to_repository(
+    values: Mapping[str, Any], names: Collection[str], pyproject: Path, folder: Path
+) -> dict[str, Any]:
+    """Return the values that pyproject.toml has set; raise SettingsError for one that it may not set."""
+    label = _format_label(pyproject)
+    refuse_user_keys(values, names, label)
+    own = confine_paths({name: values[name] for name in names}, pyproject, folder, label)
+    for name in own.keys() & {"images"}:
+        own[name] = tuple(
+            dataclasses.replace(
+                each, values=confine_paths(each.values, pyproject, folder, f"{label} {each.name}")
+            )
+            for each in own[name]
+        )
+    return own
 
 
 def override_settings(settings: Settings, values: Mapping[str, Any], label: str) -> Settings:
@@ -204,17 +231,19 @@ def _read_setting(key: str, raw: Any, label: str) -> Any:
 
 
 def _iter_sources(
-    flags: Mapping[str, Any], invoke: Mapping[str, Any], environ: Mapping[str, str], folder: Path
+    flags: Mapping[str, Any], invoke: Mapping[str, Any], environ: Mapping[str, str], pyproject: Path | None
 ) -> Iterator[tuple[SettingOrigin, str, dict[str, Any]]]:
     """Yield all sources, the weakest first: origin, label for messages, and values by key."""
-    pyproject = find_pyproject(folder)
     if pyproject is not None:
-        label = f"{pyproject}: [tool.buildkit-tasks]"
-        yield SettingOrigin.PYPROJECT, label, _read_pyproject_table(pyproject)
+        yield SettingOrigin.PYPROJECT, _format_label(pyproject), _read_pyproject_table(pyproject)
     yield SettingOrigin.INVOKE, _INVOKE_LABEL, _drop_environment_keys(invoke, environ)
     for variable, key in _environment_keys(environ).items():
         yield SettingOrigin.ENVIRONMENT, f"environment {variable}", {key: environ[variable]}
     yield SettingOrigin.FLAG, "command line", _explicit_flags(flags)
+
+
+def _format_label(pyproject: Path) -> str:
+    return f"{pyproject}: [tool.{_TABLE}]"
 
 
 def _environment_keys(environ: Mapping[str, str]) -> dict[str, str]:
@@ -247,15 +276,6 @@ def _drop_environment_keys(invoke: Mapping[str, Any], environ: Mapping[str, str]
     return {
         key: value for key, value in invoke.items() if f"{_ENVIRONMENT_PREFIX}{key.upper()}" not in environ
     }
-
-
-def find_pyproject(folder: Path) -> Path | None:
-    """Return the pyproject.toml of the directory or its nearest parent that has one."""
-    for parent in (folder, *folder.parents):
-        with contextlib.suppress(PermissionError):  # of a parent that this user cannot look into
-            if (path := parent / "pyproject.toml").is_file():
-                return path
-    return None
 
 
 def _read_pyproject_table(path: Path) -> dict[str, Any]:
@@ -361,7 +381,21 @@ def check_section_keys(sections: Mapping[str, Any]) -> None:
 
 
 def cache_folder(settings: Settings) -> Path:
-    """Return the cache directory: the private engine, packages, stand-in bases and unpacked images."""
+    """Return the cache directory: the private engine, packages, stand-in bases and unpacked images.
+
+    Programs in it are run. Raises :class:`CacheError` if other users can write to it.
+    """
+    folder = _find_cache_folder(settings)
+    if reason := _explain_untrusted(folder):
+        can_be_closed = "write to it" in reason
+        raise CacheError(
+            f"the cache {folder} is not used, because {reason}",
+            hint=f"chmod -R go-w {shlex.quote(str(folder))}" if can_be_closed else _new_cache_hint(settings),
+        )
+    return folder
+
+
+def _find_cache_folder(settings: Settings) -> Path:
     if settings.cache:
         return expand_home(settings.cache).absolute()
     import platformdirs
@@ -380,11 +414,22 @@ def writable_cache_folder(settings: Settings) -> Path:
     return folder
 
 
+def create_cache_folder(settings: Settings) -> Path:
+    """Return :func:`writable_cache_folder`, which is created if it does not exist, closed to other users."""
+    folder = writable_cache_folder(settings)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
 def cache_error(settings: Settings, path: Path, reason: str) -> CacheError:
     """Return the error for a path in the cache directory that cannot be written."""
-    variable = f"{_ENVIRONMENT_PREFIX}CACHE" if settings.cache else "XDG_CACHE_HOME"
     return CacheError(
-        f"the cache cannot be written: {path}: {reason}; set XDG_CACHE_HOME, or the key `cache` of "
-        f"[tool.{_TABLE}], to a folder of your own",
-        hint=f'export {variable}="$(mktemp -d)"',
+        f"the cache cannot be written: {path}: {reason}; set XDG_CACHE_HOME, or the key `cache` "
+        f"({_ENVIRONMENT_PREFIX}CACHE), to a folder of your own",
+        hint=_new_cache_hint(settings),
     )
+
+
+def _new_cache_hint(settings: Settings) -> str:
+    variable = f"{_ENVIRONMENT_PREFIX}CACHE" if settings.cache else "XDG_CACHE_HOME"
+    return f'export {variable}="$(mktemp -d)"'

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
+from buildkit_tasks.config.settings import Settings, cache_folder, create_cache_folder
 from buildkit_tasks.errors import EngineError, RegistryError, UsageError
 from buildkit_tasks.pipeline.last_build import LastBuild, RecordedImage
 
@@ -88,8 +88,7 @@ class ImageResolver:
         """Open an image and yield a resolver that fetches each of its blobs once."""
         from buildkit_tasks.oci.transports.cached import cached_source
 
-        folder = writable_cache_folder(self.settings)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = create_cache_folder(self.settings)
         with self.open(name) as source, cached_source(source, folder) as cached_image:
             yield replace(self, open_sources={**self.open_sources, name: cached_image})
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "build_atomically",
     "expand_home",
+    "explain_untrusted",
     "explain_unwritable",
     "is_complete",
     "replace_directory",
@@ -129,6 +130,38 @@ def expand_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(_NO_HOME, *Path(path).parts[1:])
+
+
+def explain_untrusted(folder: Path) -> str:
+    """Return why somebody else may have written to a directory, or an empty string; it need not exist.
+
+    It has to belong to this user or to root, and nobody else may write to it, as ssh asks of ``~/.ssh`` and
+    git of a repository. Root trusts the user of ``sudo``, who can become root.
+    """
+    owners = {os.geteuid(), 0}
+    if os.geteuid() == 0 and (sudo_uid := os.environ.get("SUDO_UID", "")).isdigit():
+        owners.add(int(sudo_uid))
+    with contextlib.suppress(OSError):
+        status = folder.stat()
+        if status.st_uid not in owners:
+            return f"it belongs to {_user_name(status.st_uid)}"
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return "other users can write to it"
+    for parent in folder.resolve().parents:
+        with contextlib.suppress(OSError):
+            mode = parent.stat().st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                return f"other users can replace it, as they can write to {parent}"
+    return ""
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def explain_unwritable(folder: Path) -> str:

@@ -312,9 +312,11 @@ def test_collection_imports_nothing(pytester: pytest.Pytester) -> None:
     }
 
 
-def test_own_fixtures_and_run_on_platform(pytester: pytest.Pytester, tmp_path: Path) -> None:
+def test_own_fixtures_and_run_on_platform(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``run_on_platform`` runs what ``multiarch_image`` names, whatever ``line`` and ``platform`` are."""
-    pytester.makepyprojecttoml(f"[tool.buildkit-tasks]\ncache = '{tmp_path}'\n")
+    monkeypatch.setenv("INVOKE_BUILDKIT_CACHE", str(tmp_path))
     pytester.makeconftest(
         OTHER_FIXTURES
         + """

@@ -39,6 +39,7 @@ class Project:
 
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         delete_env(monkeypatch, "INVOKE_BUILDKIT_*", "DOCKER_*", "BUILDX_*", "PYTEST_[!C]*")
+        monkeypatch.setenv("INVOKE_BUILDKIT_CACHE", f"{pytester.path}/cache")
         monkeypatch.setenv("DOCKER_CONFIG", str(pytester.path))
         monkeypatch.setenv("DOCKER_HOST", f"unix://{pytester.path}/no.sock")
         self.pytester = pytester
@@ -46,7 +47,7 @@ class Project:
         self.settings()
 
     def settings(self, *lines: str) -> None:
-        text = "\n".join(["[tool.buildkit-tasks]", f"cache = '{self.path}/cache'", *lines])
+        text = "\n".join(["[tool.buildkit-tasks]", *lines])
         self.pytester.makepyprojecttoml(text)
 
     def add_image(self, name: str, *platforms: str) -> Path:

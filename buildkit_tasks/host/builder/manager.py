@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.settings import cache_folder, writable_cache_folder
+from buildkit_tasks.config.settings import cache_folder, create_cache_folder
 from buildkit_tasks.errors import BuilderError
 from buildkit_tasks.host.builder.buildx import INSPECT_SECONDS, Buildx, create_args
 from buildkit_tasks.host.builder.diff import diff_builder
@@ -88,7 +88,7 @@ class BuilderManager:
         if self.engine.is_planned and spec.driver not in REMOTE_DRIVERS:
             return self._default_builder("the engine is not running yet")
         if not self.commands.dry_run:
-            writable_cache_folder(self.settings)
+            create_cache_folder(self.settings)
             self.buildx.check_store()
         removed = self.node_manager.remove_unreachable(self.buildx.read_record(spec.name))
         builder = self._find_started(spec.name)

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
+from buildkit_tasks.config.settings import Settings, cache_folder, create_cache_folder
 from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EmulatorError
 from buildkit_tasks.host.emulation.binfmt import Handler, HandlerTable
 from buildkit_tasks.host.emulation.container_probe import install_emulators, probe_in_containers
@@ -119,7 +119,7 @@ class EmulatorManager:
     def _register_locked(self, platforms: Sequence[Platform], *, recreate: bool) -> None:
         lock = cache_folder(self.settings) / ".binfmt.lock"
         if not self.commands.dry_run:
-            writable_cache_folder(self.settings)
+            create_cache_folder(self.settings)
         with file_lock(lock, dry_run=self.commands.dry_run):
             self.handler_table.mount()
             self._register_machines(platforms, recreate=recreate)
@@ -222,7 +222,7 @@ def _probe_parent(settings: Settings, commands: CommandRunner) -> Path | None:
     if explain_unwritable(folder):
         return None
     if not commands.dry_run:
-        folder.mkdir(parents=True, exist_ok=True)
+        create_cache_folder(settings)
     return folder if folder.is_dir() else None
 
 

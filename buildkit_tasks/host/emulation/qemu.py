@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
+from buildkit_tasks.config.settings import Settings, cache_folder, create_cache_folder
 from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError, MalformedImage
 from buildkit_tasks.system.command import CommandOptions, CommandRunner
 
@@ -50,7 +50,7 @@ class QemuFinder:
         from buildkit_tasks.system.debian import PackageSet, install_packages
 
         if not self.commands.dry_run:
-            writable_cache_folder(self.settings)
+            create_cache_folder(self.settings)
         try:
             install_packages(prefix, [PackageSet(names=("qemu-user",))], self.commands, self.notify)
         except EngineError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
+from buildkit_tasks.config.settings import Settings, cache_folder, create_cache_folder
 from buildkit_tasks.errors import DeadlineExceeded, EngineError, SettingsError
 from buildkit_tasks.hints import DockerClient, set_docker_client
 from buildkit_tasks.host.engine.access import absent_error, connection_error, refused_error
@@ -156,7 +156,7 @@ def ensure_tools(settings: Settings, commands: CommandRunner, notify: Notify) ->
     if tools is not None:
         return tools
     if not commands.dry_run:
-        writable_cache_folder(settings)
+        create_cache_folder(settings)
     prefix = install_packages(
         _tools_prefix(settings), [PackageSet(names=("docker-cli", "docker-buildx"))], commands, notify
     )

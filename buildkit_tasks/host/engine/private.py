@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
+from buildkit_tasks.config.settings import Settings, cache_folder, create_cache_folder
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine.access import is_listening
 from buildkit_tasks.host.engine.daemon import ClientTools, Engine, describe_engine, ensure_tools
@@ -101,7 +101,7 @@ def ensure_private_engine(
     if obstacle is not None:
         raise EngineError(f"no private engine is running, and {obstacle.message}", hint=obstacle.hint)
     if not commands.dry_run:
-        writable_cache_folder(settings)
+        create_cache_folder(settings)
     tools = ensure_tools(settings, commands, notify)
     engine = find_private_engine(settings, tools, commands, name=name)
     if engine is not None:

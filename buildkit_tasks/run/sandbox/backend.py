@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.settings import writable_cache_folder
+from buildkit_tasks.config.settings import create_cache_folder
 from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH
 from buildkit_tasks.report.model import Outcome
@@ -59,7 +59,7 @@ def open_sandbox_backend(
             raise SandboxUnavailable(explain_unavailable(refusal)) from refusal
         stack.callback(pool.close)
         max_bytes = qemu.settings.root_cache * _MEGABYTE
-        folder = writable_cache_folder(qemu.settings) / "roots"
+        folder = create_cache_folder(qemu.settings) / "roots"
         rootfs_cache = RootfsCache(folder, max_bytes, id_offset(os.geteuid()))
         yield SandboxBackend(
             image=image, manifests=manifests, supervisor_pool=pool, rootfs_cache=rootfs_cache

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from buildkit_tasks.build.outputs import OutputSpec
@@ -10,6 +14,7 @@ from buildkit_tasks.build.reproducible import (
     rewrite_timestamps,
 )
 from buildkit_tasks.errors import EngineError, SettingsError, UsageError
+from buildkit_tasks.system.command import SubprocessRunner
 from tests.support.scripted import Scripted
 
 GIT = "git -C here log -1 --format=%ct"
@@ -101,3 +106,28 @@ def test_docker_driver_cannot_rewrite(text: str) -> None:
 )
 def test_docker_driver_can_rewrite(text: str) -> None:
     check_rewrite_timestamps([OutputSpec.parse(text)], "docker")
+
+
+def test_program_of_git_configuration(tmp_path: Path) -> None:
+    """A commit with a signature, and a repository that names a program to check it."""
+    mark, program = tmp_path / "mark", tmp_path / "gpg"
+    program.write_text(f"#!/bin/sh\ntouch {mark}\n")
+    program.chmod(0o755)
+
+    def git(*arguments: str, data: str = "") -> str:
+        argv = ["git", "-C", str(tmp_path), *arguments]
+        return subprocess.run(argv, check=True, capture_output=True, text=True, input=data).stdout.strip()
+
+    git("init", "-q")
+    tree = git("mktree")
+    person = "a <a@example.org> 1600000000 +0000"
+    signature = "gpgsig -----BEGIN PGP SIGNATURE-----\n \n -----END PGP SIGNATURE-----"
+    commit = f"tree {tree}\nauthor {person}\ncommitter {person}\n{signature}\n\nfirst\n"
+    git("update-ref", "HEAD", git("hash-object", "-t", "commit", "-w", "--stdin", data=commit))
+    git("config", "gpg.program", str(program))
+    git("config", "log.showSignature", "true")
+    git("log", "-1")
+    assert mark.exists()
+    mark.unlink()
+    epoch = resolve_epoch(str(tmp_path), [], {}, SubprocessRunner(dry_run_output=sys.stderr))
+    assert (epoch.seconds, mark.exists()) == (1600000000, False)

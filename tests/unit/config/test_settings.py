@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from buildkit_tasks.config.repository import find_pyproject
 from buildkit_tasks.config.settings import (
     SETTINGS_KEYS,
     SettingOrigin,
@@ -18,7 +19,7 @@ from buildkit_tasks.config.settings import (
     cache_folder,
     check_section_keys,
     check_section_names,
-    find_pyproject,
+    create_cache_folder,
     load_settings,
     writable_cache_folder,
 )
@@ -362,10 +363,23 @@ def test_unwritable_cache(tmp_path: Path) -> None:
         writable_cache_folder(settings)
     error = excinfo.value
     assert error.exit_code == 3
-    assert "XDG_CACHE_HOME, or the key `cache` of [tool.buildkit-tasks]" in error.message
-    new = Settings(cache=str(tmp_path / "new"))
-    assert writable_cache_folder(new) == tmp_path / "new"
-    assert not (tmp_path / "new").exists()
+    assert "set XDG_CACHE_HOME, or the key `cache` (INVOKE_BUILDKIT_CACHE), to" in error.message
+    new = Settings(cache=str(tmp_path / "parent/new"))
+    assert writable_cache_folder(new) == tmp_path / "parent/new"
+    assert not (tmp_path / "parent").exists()
+    assert create_cache_folder(new).stat().st_mode & 0o777 == 0o700
+
+
+def test_untrusted_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "a cache"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(CacheError) as caught:
+        cache_folder(Settings(cache=str(folder)))
+    assert caught.value.message == f"the cache {folder} is not used, because other users can write to it"
+    assert caught.value.exit_code == 3
+    subprocess.run(str(caught.value.hint), shell=True, check=True)  # noqa: S602 - as somebody pastes it
+    assert folder.stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize(

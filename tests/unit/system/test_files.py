@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from buildkit_tasks.system.files import (
     build_atomically,
     expand_home,
+    explain_untrusted,
     explain_unwritable,
     is_complete,
     replace_directory,
@@ -19,7 +21,7 @@ from buildkit_tasks.system.files import (
     temporary_path,
     write_atomically,
 )
-from tests.support.users import call_as_nobody, needs_root
+from tests.support.users import NOBODY, call_as_nobody, needs_root
 
 DEAD_PID = 4194305  # above Linux's highest
 
@@ -244,3 +246,62 @@ print(files.explain_unwritable(Path('{tmp_path}/a')))"
         ["unshare", "--mount", "sh", "-ec", script], check=True, capture_output=True, text=True
     )
     assert done.stdout == f"read-only file system in {tmp_path}\n"
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o750, 0o500])
+def test_trusted_directory(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(mode)
+    assert explain_untrusted(folder) == ""
+    assert explain_untrusted(folder / "new") == ""
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o720, 0o1777])
+def test_directory_that_others_write(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(mode)
+    (tmp_path / "link").symlink_to(folder)
+    assert explain_untrusted(folder) == "other users can write to it"
+    assert explain_untrusted(tmp_path / "link") == "other users can write to it"
+
+
+def test_directory_that_others_replace(tmp_path: Path) -> None:
+    parent, folder = tmp_path / "open", tmp_path / "open/a/cache"
+    folder.mkdir(parents=True)
+    parent.chmod(0o777)
+    reason = f"other users can replace it, as they can write to {parent}"
+    assert explain_untrusted(folder) == reason
+    assert explain_untrusted(parent / "new") == reason
+    parent.chmod(0o1777)  # as /tmp
+    assert explain_untrusted(folder) == ""
+
+
+@needs_root
+def test_directory_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    os.chown(folder, NOBODY, NOBODY)
+    assert explain_untrusted(folder) == "it belongs to nobody"
+    os.chown(folder, 123456, 123456)
+    assert explain_untrusted(folder) == "it belongs to user 123456"
+    monkeypatch.setenv("SUDO_UID", "123456")
+    assert explain_untrusted(folder) == ""
+
+
+@needs_root
+def test_directory_of_root() -> None:
+    """An ordinary user uses what root has prepared; SUDO_UID says nothing then."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        assert call_as_nobody(lambda: explain_untrusted(folder)) == ""
+        os.chown(folder, 123456, 123456)
+
+        def explain() -> str:
+            os.environ["SUDO_UID"] = "123456"
+            return explain_untrusted(folder)
+
+        assert call_as_nobody(explain) == "it belongs to user 123456"
