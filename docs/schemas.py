@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from buildkit_tasks.config.repository import USER_KEYS
 from buildkit_tasks.config.schema import (
     CHOICES,
     IMAGE_KEYS,
@@ -90,7 +91,8 @@ def _key_schema(schema: _Schema, *, is_optional: bool) -> _Schema:
 
 def _pyproject_schema(settings: _Schema) -> _Schema:
     """Return the schema of a whole file. It includes the settings: taplo follows no file references."""
-    table = {"type": "object", "properties": {"buildkit-tasks": settings}}
+    keys = {key: value for key, value in settings["properties"].items() if key not in USER_KEYS}
+    table = {"type": "object", "properties": {"buildkit-tasks": {**settings, "properties": keys}}}
     return {
         "title": "pyproject.toml with settings of buildkit-tasks",
         "description": "Other tables are not checked.",

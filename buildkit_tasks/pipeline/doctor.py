@@ -12,6 +12,7 @@ from buildkit_tasks.hints import translate_commands
 from buildkit_tasks.host.builder import BuilderManager, is_remote
 from buildkit_tasks.host.emulation.emulators import EmulatorManager, repair_command
 from buildkit_tasks.host.engine import Engine, find_clients, find_engine
+from buildkit_tasks.host.provisioned import find_old_packages
 from buildkit_tasks.run.sandbox.availability import explain_unavailable
 from buildkit_tasks.run.sandbox.cgroups import find_cgroup_parents
 from buildkit_tasks.run.sandbox.supervisor import KernelRefusal, Supervisor
@@ -86,7 +87,9 @@ def diagnose_environment(pipeline: Pipeline) -> Diagnosis:
 
 def _diagnose(pipeline: Pipeline) -> Diagnosis:
     if is_remote(pipeline.settings):
-        return Diagnosis(findings=(_check_remote_builder(pipeline), _check_sandbox()))
+        return Diagnosis(
+            findings=(_check_remote_builder(pipeline), _check_sandbox(), *_check_packages(pipeline))
+        )
     engine = find_engine(pipeline.settings, pipeline.commands)
     if not isinstance(engine, Engine):
         local_emulators = EmulatorManager.for_host(pipeline.settings, pipeline.commands, pipeline.notify)
@@ -95,6 +98,7 @@ def _diagnose(pipeline: Pipeline) -> Diagnosis:
                 _missing("engine", engine),
                 *_check_emulators(pipeline, local_emulators),
                 _check_sandbox(),
+                *_check_packages(pipeline),
             )
         )
     engine_finding = Finding(name="engine", ok=True, message=_describe_engine(engine))
@@ -107,6 +111,7 @@ def _diagnose(pipeline: Pipeline) -> Diagnosis:
             _check_builder(pipeline, engine),
             *_check_emulators(pipeline, emulators),
             _check_sandbox(),
+            *_check_packages(pipeline),
             _check_registry(engine),
         )
     )
@@ -192,6 +197,13 @@ def _check_sandbox() -> Finding:
         )
     memory = "limited by control groups" if find_cgroup_parents() else "counted, which is a best effort"
     return Finding(name="sandbox", ok=True, message=f"images run without an engine; their memory is {memory}")
+
+
+def _check_packages(pipeline: Pipeline) -> Iterator[Finding]:
+    """Tell which packages in the cache miss security updates; they work."""
+    for old in find_old_packages(pipeline.settings):
+        message = f"{old.names} in the cache are {old.days} days old: `inv setup-builder` fetches them again"
+        yield Finding(name="packages", ok=True, message=message)
 
 
 def _check_registry(engine: Engine) -> Finding:

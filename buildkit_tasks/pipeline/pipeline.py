@@ -174,9 +174,14 @@ class Pipeline:
         """
         from buildkit_tasks.host.builder import probe_platforms, require_index
         from buildkit_tasks.host.emulation.emulators import add_versions
+        from buildkit_tasks.host.emulation.qemu import qemu_prefix
+        from buildkit_tasks.host.provisioned import renew_old_packages
         from buildkit_tasks.system.reachability import is_registry_reachable
 
         platforms = self.platforms
+        renewed = renew_old_packages(self.settings, self.commands, self.notify)
+        if qemu_prefix(self.settings) in renewed and not self._is_remote:
+            self.emulators.remove_handlers(qemu_prefix(self.settings))
         rows = () if self._is_remote else self.emulators.ensure(platforms, recreate=recreate)
         builder = self.builders.ensure(
             platforms,

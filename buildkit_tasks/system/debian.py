@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import EngineError, LimitExceeded
 from buildkit_tasks.system.command import CommandOptions, CommandResult, CommandRunner
-from buildkit_tasks.system.files import build_atomically, is_complete
+from buildkit_tasks.system.files import build_atomically, completion_time, is_complete, rebuild_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,9 +31,12 @@ __all__ = [
     "fetch_newest_package",
     "find_mirror",
     "install_packages",
+    "package_age",
+    "renew_packages",
 ]
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_DAY_SECONDS = 86_400
 _UPDATE_SECONDS = 300.0
 _DOWNLOAD_SECONDS = 1800.0
 _APT_ENV = {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
@@ -114,15 +118,47 @@ def install_packages(
     if is_complete(prefix):
         return prefix
     mirror = find_mirror(commands)
+    return build_atomically(
+        prefix,
+        lambda staging: _unpack_all(staging, mirror, package_sets, commands, notify),
+        dry_run=commands.dry_run,
+    )
 
-    def unpack_all(staging: Path) -> None:
-        for number, package_set in enumerate(package_sets):
-            apt_root = _AptRoot(staging / f".apt{number}", mirror, package_set)
-            debs = apt_root.download(commands, notify)
-            _unpack_debs(debs, staging, commands)
-            shutil.rmtree(apt_root.folder, ignore_errors=True)
 
-    return build_atomically(prefix, unpack_all, dry_run=commands.dry_run)
+def renew_packages(
+    prefix: Path, package_sets: Sequence[PackageSet], commands: CommandRunner, notify: Notify
+) -> None:
+    """Fetch packages again that were unpacked below ``prefix``, and replace them in the end.
+
+    A program that runs from there keeps running. Raises what :func:`install_packages` does; then what was
+    there stays.
+    """
+    mirror = find_mirror(commands)
+    rebuild_atomically(
+        prefix,
+        lambda staging: _unpack_all(staging, mirror, package_sets, commands, notify),
+        dry_run=commands.dry_run,
+    )
+
+
+def package_age(prefix: Path) -> float:
+    """Return for how many days packages have been below ``prefix``; 0 if there are none."""
+    completed = completion_time(prefix)
+    return 0 if completed is None else max(time.time() - completed, 0) / _DAY_SECONDS
+
+
+def _unpack_all(
+    staging: Path,
+    mirror: DebianMirror,
+    package_sets: Sequence[PackageSet],
+    commands: CommandRunner,
+    notify: Notify,
+) -> None:
+    for number, package_set in enumerate(package_sets):
+        apt_root = _AptRoot(staging / f".apt{number}", mirror, package_set)
+        debs = apt_root.download(commands, notify)
+        _unpack_debs(debs, staging, commands)
+        shutil.rmtree(apt_root.folder, ignore_errors=True)
 
 
 def fetch_newest_package(

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "build_atomically",
+    "completion_time",
     "expand_home",
     "explain_untrusted",
     "explain_unwritable",
     "is_complete",
+    "rebuild_atomically",
     "replace_directory",
     "replace_file",
     "temporary_path",
@@ -94,6 +96,39 @@ def build_atomically(destination: Path, fill: Callable[[Path], None], *, dry_run
             fill(staging)
             (staging / _COMPLETE).touch()
     return destination
+
+
+def rebuild_atomically(destination: Path, fill: Callable[[Path], None], *, dry_run: bool = False) -> None:
+    """Replace a directory of :func:`build_atomically`; it stays as it is if ``fill`` fails.
+
+    It is missing for a moment. Whoever would build it then waits for the same lock, and finds it.
+    """
+    import tempfile
+
+    if dry_run:
+        fill(destination)
+        return
+    name, folder = destination.name, destination.parent
+    with (
+        file_lock(destination.with_name(f".{name}.lock")),
+        tempfile.TemporaryDirectory(
+            prefix=f".{name}.", suffix=".staging", dir=folder, ignore_cleanup_errors=True
+        ) as staging,
+    ):
+        new, old = Path(staging, "new"), Path(staging, "old")
+        new.mkdir(mode=0o700)
+        fill(new)
+        (new / _COMPLETE).touch()
+        destination.rename(old)
+        new.rename(destination)
+
+
+def completion_time(directory: Path) -> float | None:
+    """Return when :func:`build_atomically` has made this directory, in seconds of the epoch."""
+    try:
+        return (directory / _COMPLETE).stat().st_mtime
+    except OSError:
+        return None
 
 
 def is_complete(directory: Path) -> bool:

@@ -102,6 +102,13 @@ class EmulatorManager:
             self._install_unprivileged([each for each in failed if not each.handler])
         return self.inspect(platforms)
 
+    def remove_handlers(self, prefix: Path) -> None:
+        """Remove the handlers whose emulators are below a directory: the kernel keeps those files open."""
+        if self._remote_engine is None and self.handler_table.is_writable:
+            for handler in self.handler_table.read_handlers():
+                if Path(handler.interpreter).is_relative_to(prefix):
+                    self.handler_table.remove(handler)
+
     def _install_unprivileged(self, rows: Sequence[PlatformSetup]) -> None:
         """Let the engine register emulators: this user may not, and nothing is downloaded for it.
 

@@ -15,9 +15,10 @@ from buildkit_tasks.system.command import CommandOptions, CommandRunner
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine
+    from buildkit_tasks.system.debian import PackageSet
     from buildkit_tasks.system.notify import Notify
 
-__all__ = ["QemuFinder", "read_qemu_version"]
+__all__ = ["QemuFinder", "qemu_packages", "qemu_prefix", "read_qemu_version"]
 
 _HEADERS_SIZE = 1 << 16  # of the start of a program, where linkers put the program headers
 _VERSION_SECONDS = 10.0
@@ -41,24 +42,36 @@ class QemuFinder:
         return _find_host_qemu(machine) or self._find_debian_qemu(machine)
 
     def _find_debian_qemu(self, machine: Machine) -> Path | None:
-        prefix = cache_folder(self.settings) / "debian" / "qemu"
+        prefix = qemu_prefix(self.settings)
         program = prefix / "usr/bin" / f"qemu-{machine.qemu_suffix}"
         if os.access(program, os.X_OK):
             return program
         if self.settings.emulators == "none":
             return None
-        from buildkit_tasks.system.debian import PackageSet, install_packages
+        from buildkit_tasks.system.debian import install_packages
 
         if not self.commands.dry_run:
             create_cache_folder(self.settings)
         try:
-            install_packages(prefix, [PackageSet(names=("qemu-user",))], self.commands, self.notify)
+            install_packages(prefix, qemu_packages(), self.commands, self.notify)
         except EngineError as error:
             if self.settings.emulators == "host":
                 raise EmulatorError(error.message, hint=error.hint) from error
             self.notify(error.message)
             return None
         return program if program.exists() or self.commands.dry_run else None
+
+
+def qemu_packages() -> tuple[PackageSet, ...]:
+    """Return the packages with QEMU's static user-mode programs."""
+    from buildkit_tasks.system.debian import PackageSet
+
+    return (PackageSet(names=("qemu-user",)),)
+
+
+def qemu_prefix(settings: Settings) -> Path:
+    """Return the directory of Debian's QEMU in the cache."""
+    return cache_folder(settings) / "debian" / "qemu"
 
 
 def read_qemu_version(program: str, commands: CommandRunner) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "API_SECONDS",
     "DEFAULT_ENDPOINT",
+    "TOOLS_PACKAGES",
     "ClientTools",
     "Engine",
     "describe_engine",
@@ -38,8 +39,10 @@ __all__ = [
     "find_system_engine",
     "find_tools",
     "is_docker_config_closed",
+    "tools_prefix",
 ]
 
+TOOLS_PACKAGES = (PackageSet(names=("docker-cli", "docker-buildx")),)
 API_SECONDS = 30
 """How long an engine may take to answer before it counts as hanging."""
 DEFAULT_ENDPOINT = "unix:///var/run/docker.sock"
@@ -157,9 +160,7 @@ def ensure_tools(settings: Settings, commands: CommandRunner, notify: Notify) ->
         return tools
     if not commands.dry_run:
         create_cache_folder(settings)
-    prefix = install_packages(
-        _tools_prefix(settings), [PackageSet(names=("docker-cli", "docker-buildx"))], commands, notify
-    )
+    prefix = install_packages(tools_prefix(settings), TOOLS_PACKAGES, commands, notify)
     return _tools_below(prefix)
 
 
@@ -168,11 +169,12 @@ def find_tools(settings: Settings) -> ClientTools | None:
     docker = shutil.which("docker")
     if docker is not None and _has_buildx_plugin():
         return ClientTools(docker=(docker,), buildx=(docker, "buildx"))
-    prefix = _tools_prefix(settings)
+    prefix = tools_prefix(settings)
     return _tools_below(prefix) if os.access(prefix, os.X_OK) else None
 
 
-def _tools_prefix(settings: Settings) -> Path:
+def tools_prefix(settings: Settings) -> Path:
+    """Return the directory of Debian's docker and buildx in the cache."""
     return cache_folder(settings) / "debian" / "tools"
 
 

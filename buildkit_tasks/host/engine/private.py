@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from buildkit_tasks.system.notify import Notify
 
 __all__ = [
+    "ENGINE_PACKAGES",
+    "engine_prefix",
     "ensure_private_engine",
     "find_private_engine",
+    "is_private_engine_running",
     "private_engine_obstacle",
     "stop_private_engine",
 ]
@@ -45,11 +48,21 @@ __all__ = [
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 
-_ENGINE_PACKAGES = (
+ENGINE_PACKAGES = (
     PackageSet(names=("containerd", "docker.io")),
     # Testing's runc needs a newer libc than a stable host has, so take the host's own release.
     PackageSet(names=("runc", "iptables", "tini"), suite="host", with_dependencies=True),
 )
+
+
+def engine_prefix(settings: Settings) -> Path:
+    """Return the directory of the private engine's packages in the cache."""
+    return PrivateEnginePaths(cache_folder(settings)).prefix
+
+
+def is_private_engine_running(settings: Settings) -> bool:
+    """Return True if its process is alive."""
+    return _is_running(PrivateEnginePaths(cache_folder(settings)))
 
 
 def find_private_engine(
@@ -108,7 +121,7 @@ def ensure_private_engine(
         return engine
     with _lock(paths, dry_run=commands.dry_run):
         if not _is_running(paths):
-            install_packages(paths.prefix, _ENGINE_PACKAGES, commands, notify)
+            install_packages(paths.prefix, ENGINE_PACKAGES, commands, notify)
             _start_daemon(paths, store, commands, notify)
         if commands.dry_run:
             return _planned_engine(paths, tools)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -273,3 +274,16 @@ def test_text_and_document() -> None:
         ],
         "next": "do one",
     }
+
+
+def test_old_packages(harness: Harness) -> None:
+    complete = harness.folder / "cache/debian/qemu/.complete"
+    complete.parent.mkdir(parents=True)
+    complete.touch()
+    assert not [each for each in harness.diagnose().findings if each.name == "packages"]
+    os.utime(complete, (1, 1))
+    finding = harness.find("packages")
+    assert finding.ok
+    assert re.fullmatch(
+        r"qemu-user in the cache are \d+ days old: `inv setup-builder` fetches them again", finding.message
+    )

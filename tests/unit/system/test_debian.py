@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from buildkit_tasks.system.debian import (
     fetch_newest_package,
     find_mirror,
     install_packages,
+    package_age,
+    renew_packages,
 )
 from tests.support.scripted import Scripted
 
@@ -306,3 +309,31 @@ def test_architecture_without_package(tmp_path: Path) -> None:
 def test_unreachable_archive(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="could not fetch a: E: no route"):
         fetch_newest(tmp_path, {}, status=1)
+
+
+def test_renew_packages(tmp_path: Path) -> None:
+    prefix = install(tmp_path / "qemu", download_commands("a"))
+    (prefix / "usr/bin/old").touch()
+    os.utime(prefix / ".complete", (0, 0))
+    assert package_age(prefix) > 20_000
+    with (prefix / "usr/bin/old").open() as running:
+        renew_packages(prefix, [PackageSet(names=("a",))], download_commands("a"), ignore_message)
+        assert running.read() == ""
+    assert [path.name for path in (prefix / "usr/bin").iterdir()] == ["a"]
+    assert package_age(prefix) < 1
+    assert not list(tmp_path.glob(".*.staging"))
+
+
+def test_failed_renewal(tmp_path: Path) -> None:
+    prefix = install(tmp_path / "qemu", download_commands("a"))
+    os.utime(prefix / ".complete", (0, 0))
+    commands = debian_commands().expect("apt-get -q -c * update", returncode=100, stderr="E: no mirror\n")
+    with pytest.raises(EngineError, match="no mirror"):
+        renew_packages(prefix, [PackageSet(names=("a",))], commands, ignore_message)
+    assert (prefix / "usr/bin/a").exists()
+    assert package_age(prefix) > 20_000
+    assert not list(tmp_path.glob(".*.staging"))
+
+
+def test_age_without_packages(tmp_path: Path) -> None:
+    assert package_age(tmp_path / "qemu") == 0

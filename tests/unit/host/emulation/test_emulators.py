@@ -437,3 +437,12 @@ def test_unknown_qemu_version() -> None:
     commands = Scripted().expect("/q --version", error=DeadlineExceeded("slow"))
     assert qemu.read_qemu_version("/q", commands) == ""
     assert qemu.read_qemu_version("/r", commands.expect("/r --version", stdout="hello")) == ""
+
+
+def test_handlers_of_replaced_emulators(harness: Harness, tmp_path: Path) -> None:
+    """The kernel keeps the files of renewed packages open; other handlers are not touched."""
+    harness.add_handler(interpreter=f"{tmp_path}/qemu/usr/bin/qemu-aarch64", flags="F")
+    harness.emulators.remove_handlers(tmp_path / "other")
+    assert harness.emulators.handler_table.read_handlers()
+    harness.emulators.remove_handlers(tmp_path / "qemu")
+    assert not harness.emulators.handler_table.read_handlers()
