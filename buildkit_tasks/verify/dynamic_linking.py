@@ -13,10 +13,12 @@ import shlex
 from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.layers.rootfs import FileType, ResolvedPath, RootFs
+from buildkit_tasks.errors import LimitExceeded, MalformedImage
+from buildkit_tasks.oci.layers.rootfs import FileNode, FileType, ResolvedPath, RootFs
+from buildkit_tasks.oci.layers.tree_builder import MAX_LOADER_CONFIG
 from buildkit_tasks.platforms.elf.reader import read_binary
 from buildkit_tasks.platforms.elf.view import PartialFile
 from buildkit_tasks.report.model import Check
@@ -40,6 +42,11 @@ _MUSL_DEFAULT_DIRS = ("/lib", "/usr/local/lib", "/usr/lib")
 LOADER_HINT = "link it statically (CGO_ENABLED=0 in Go), or build it on the base that it runs on"
 _MAX_LIBRARIES = 2000
 _MAX_INCLUDES = 200  # files that ld.so.conf includes, and patterns for them
+_MAX_RPATHS = 1000
+# Directories that are searched, each for each library, and names that are matched. Real programs need some
+# thousands; an image can have many directories and need many libraries.
+_MAX_LOOKUPS = 300_000
+_MAX_PATH, _MAX_NAME = 4095, 255  # bytes (linux/limits.h); the kernel has no longer ones
 
 
 def check_dynamic_linking(
@@ -47,7 +54,8 @@ def check_dynamic_linking(
 ) -> tuple[tuple[Check, ...], tuple[ResolvedPath, ...]]:
     """Return the ``starts`` checks of a program, and all files that its process would load.
 
-    ``environment`` are ``NAME=value`` items of the image's configuration.
+    ``environment`` are ``NAME=value`` items of the image's configuration. If the search takes too much time,
+    there is a failing check ``limit``.
     """
     machine, binary = find_machine(platform), program.node.binary
     if machine is None or binary is None or binary.header.machine is not machine:
@@ -55,17 +63,21 @@ def check_dynamic_linking(
     resolver = _DependencyResolver(
         rootfs=rootfs, machine=machine, program=program, binary=binary, environment=tuple(environment)
     )
-    checks = tuple(
-        Check(
-            name="starts", ok=False, expected=problem.expected, actual=problem.actual,
-            path=problem.file.path, layer=problem.file.node.layer,
-            message=f"{platform}: {problem.message}", hint=problem.hint,
-        )
-        for problem in resolver.iter_problems()
-    )  # fmt: skip
+    checks: list[Check] = []
+    try:
+        for problem in resolver.iter_problems():
+            check = Check(
+                name="starts", ok=False, expected=problem.expected, actual=problem.actual,
+                path=problem.file.path, layer=problem.file.node.layer,
+                message=f"{platform}: {problem.message}", hint=problem.hint,
+            )  # fmt: skip
+            checks.append(check)
+    except LimitExceeded as error:
+        message = f"{platform}: {program.path}: {error.message}"
+        checks.append(Check(name="limit", ok=False, path=program.path, message=message))
     if not checks:
-        checks = (Check(name="starts", ok=True, path=program.path, message=resolver.describe_success()),)
-    return checks, tuple(resolver.loaded)
+        checks.append(Check(name="starts", ok=True, path=program.path, message=resolver.describe_success()))
+    return tuple(checks), tuple(resolver.loaded)
 
 
 def describe_missing_loader(
@@ -108,9 +120,20 @@ class _Problem(NamedTuple):
     hint: str = ""
 
 
+class _Directory(NamedTuple):
+    """A directory in which libraries are searched; ``path`` is the one that was written."""
+
+    path: str
+    node: FileNode
+
+
 @dataclass(kw_only=True)
 class _DependencyResolver:
-    """Resolves the dependencies of a program in a root file system; ``loaded`` collects them."""
+    """Resolves the dependencies of a program in a root file system; ``loaded`` collects them.
+
+    Its methods raise :class:`LimitExceeded` past the number of libraries, directories or look-ups that any
+    program may need.
+    """
 
     rootfs: RootFs
     machine: Machine
@@ -118,6 +141,8 @@ class _DependencyResolver:
     binary: Binary
     environment: tuple[str, ...]
     loaded: list[ResolvedPath] = field(default_factory=list, init=False)
+    _lookups: int = field(default=0, init=False)
+    _found_directories: dict[str, FileNode | None] = field(default_factory=dict, init=False)
 
     @cached_property
     def musl_arch(self) -> str:
@@ -158,8 +183,30 @@ class _DependencyResolver:
             yield _Problem(self.program, name, actual, f"{self.program.path} cannot start: {problem}", hint)
 
     def _find_file(self, path: str) -> ResolvedPath | None:
-        file = self.rootfs.resolve(path)
-        return file if file is not None and file.node.type is FileType.FILE else None
+        self._count_lookups(1)
+        return self.rootfs.find_file(path) if len(path) <= _MAX_PATH else None
+
+    def _count_lookups(self, count: int) -> None:
+        self._lookups += count
+        if self._lookups > _MAX_LOOKUPS:
+            raise LimitExceeded(f"finding its libraries takes more than {_MAX_LOOKUPS} look-ups")
+
+    def _find_directories(self, paths: Iterable[str]) -> tuple[_Directory, ...]:
+        """Return those of the paths that are directories, each once."""
+        directories: dict[int, _Directory] = {}
+        for path in paths:
+            self._count_lookups(1)
+            node = self._find_directory(path)
+            if node is not None:
+                directories.setdefault(id(node), _Directory(path, node))
+        return tuple(directories.values())
+
+    def _find_directory(self, path: str) -> FileNode | None:
+        if path not in self._found_directories:
+            file = self.rootfs.resolve(path) if len(path) <= _MAX_PATH else None
+            is_directory = file is not None and file.node.type is FileType.DIRECTORY
+            self._found_directories[path] = file.node if file is not None and is_directory else None
+        return self._found_directories[path]
 
     def _explain_unusable(self, file: ResolvedPath, role: str) -> str:
         """Return why a file cannot be the loader or a library; empty if it can."""
@@ -176,20 +223,25 @@ class _DependencyResolver:
         """Load libraries breadth first, as loaders do; each name is loaded once."""
         queue = deque([(self.program, self._effective_rpaths(self.program, ()))])
         seen: set[str] = set()
-        while queue and len(self.loaded) < _MAX_LIBRARIES:
+        loaded = {id(file.node) for file in self.loaded}
+        while queue:
             dependent, rpaths = queue.popleft()
             needed = dependent.node.binary.needed if dependent.node.binary else ()
+            directories = tuple(self._preceding_directories(dependent, rpaths)) if needed else ()
             for name in needed:
                 if name in seen or (self.musl_arch and _MUSL_BUILTIN.match(name)):
                     continue
                 seen.add(name)
-                library, reason = self._find_library(name, dependent, rpaths)
+                library, reason = self._find_library(name, dependent, directories)
                 if library is None:
                     message = f"{dependent.path} needs {name}, which {reason or 'is not in the image'}"
                     hint = f"install {shlex.quote(name)} in the image, in one of the loader's directories"
                     yield _Problem(dependent, name, reason or "missing", message, hint)
-                elif all(library.node is not each.node for each in self.loaded):
+                elif id(library.node) not in loaded:
+                    loaded.add(id(library.node))
                     self.loaded.append(library)
+                    if len(self.loaded) > _MAX_LIBRARIES:
+                        raise LimitExceeded(f"it needs more than {_MAX_LIBRARIES} libraries")
                     queue.append((library, self._effective_rpaths(library, rpaths)))
 
     def _effective_rpaths(self, file: ResolvedPath, inherited: tuple[str, ...]) -> tuple[str, ...]:
@@ -200,14 +252,17 @@ class _DependencyResolver:
         own_paths = binary.rpath if not binary.runpath else ()
         if self.musl_arch:  # musl treats both alike
             own_paths = binary.runpath + binary.rpath
-        return (*self._expand_tokens(own_paths, file), *inherited)
+        rpaths = tuple(dict.fromkeys((*self._expand_tokens(own_paths, file), *inherited)))
+        if len(rpaths) > _MAX_RPATHS:
+            raise LimitExceeded(f"it has an RPATH of more than {_MAX_RPATHS} directories")
+        return rpaths
 
     def _find_library(
-        self, name: str, dependent: ResolvedPath, rpaths: tuple[str, ...]
+        self, name: str, dependent: ResolvedPath, directories: tuple[_Directory, ...]
     ) -> tuple[ResolvedPath | None, str]:
         """Return the library, or None and why the first file of that name is unusable."""
         rejection = ""
-        for library in filter(None, map(self._find_file, self._candidate_paths(name, dependent, rpaths))):
+        for library in filter(None, self._iter_candidates(name, dependent, directories)):
             problem = self._explain_unusable(library, "library")
             if not problem:
                 return library, ""
@@ -215,17 +270,38 @@ class _DependencyResolver:
             rejection = rejection or f"exists only as {library.path}, which {reason}"
         return None, rejection
 
-    def _candidate_paths(self, name: str, dependent: ResolvedPath, rpaths: tuple[str, ...]) -> Iterator[str]:
+    def _iter_candidates(
+        self, name: str, dependent: ResolvedPath, directories: tuple[_Directory, ...]
+    ) -> Iterator[ResolvedPath | None]:
+        """Yield the files of that name, and None where there is none."""
         if "/" in name:
             expanded = self._expand_tokens((name,), dependent)
-            yield from (path if path.startswith("/") else f"/{path}" for path in expanded)
+            yield from (self._find_file(path if path.startswith("/") else f"/{path}") for path in expanded)
             return
+        for directory in chain(directories, self._system_directories):
+            self._count_lookups(1)
+            yield self.rootfs.find_file_in(*directory, name)
+
+    def _preceding_directories(
+        self, dependent: ResolvedPath, rpaths: tuple[str, ...]
+    ) -> Iterator[_Directory]:
+        """Yield the directories before those of the system, for what a file needs.
+
+        ld.so(8): RPATH is ignored if there is a RUNPATH; LD_LIBRARY_PATH comes between them.
+        """
         binary = dependent.node.binary
         runpath = self._expand_tokens(binary.runpath, dependent) if binary and not self.musl_arch else ()
-        # ld.so(8): RPATH is ignored if there is a RUNPATH; LD_LIBRARY_PATH comes between them.
-        preceding_dirs = () if runpath else rpaths
-        for directory in (*preceding_dirs, *self._library_path_dirs, *runpath, *self._system_dirs):
-            yield f"{directory}/{name}"
+        yield from self._find_directories(() if runpath else rpaths)
+        yield from self._library_path_directories
+        yield from self._find_directories(runpath)
+
+    @cached_property
+    def _library_path_directories(self) -> tuple[_Directory, ...]:
+        return self._find_directories(self._library_path_dirs)
+
+    @cached_property
+    def _system_directories(self) -> tuple[_Directory, ...]:
+        return self._find_directories(self._system_dirs)
 
     def _expand_tokens(self, paths: Iterable[str], dependent: ResolvedPath) -> tuple[str, ...]:
         """Expand ``$ORIGIN``, ``$LIB`` and ``$PLATFORM`` (ld.so(8), "Dynamic string tokens")."""
@@ -265,25 +341,38 @@ class _DependencyResolver:
 
     def _read_ld_so_conf(self, path: str) -> Iterator[str]:
         """Yield the directories of ld.so.conf and of the files that it includes (ldconfig(8))."""
-        pending, file_count, patterns_left = [path], 0, _MAX_INCLUDES
-        while pending and file_count < _MAX_INCLUDES:
-            file_count += 1
-            for line in self._read_config(pending.pop(0)).splitlines():
+        pending, paths, pattern_count = deque([path]), {path}, 0
+        while pending:
+            for line in self._read_config(pending.popleft()).splitlines():
                 fields = line.partition("#")[0].split()
                 if fields[:1] == ["include"]:
-                    patterns = fields[1:][:patterns_left]
-                    patterns_left -= len(patterns)
-                    pending += [each for pattern in patterns for each in self._expand_include(pattern)]
+                    pattern_count += len(fields) - 1
+                    self._check_includes(pattern_count)
+                    included = chain.from_iterable(map(self._expand_include, fields[1:]))
+                    pending += [each for each in dict.fromkeys(included) if each not in paths]
+                    paths.update(pending)
+                    self._check_includes(len(paths))
                 elif fields and fields[0].startswith("/"):
                     yield fields[0]
 
+    def _check_includes(self, count: int) -> None:
+        if count > _MAX_INCLUDES:
+            raise LimitExceeded(f"/etc/ld.so.conf includes more than {_MAX_INCLUDES} files or patterns")
+
     def _expand_include(self, pattern: str) -> list[str]:
         directory, _, name = posixpath.join("/etc", pattern).rpartition("/")
-        listing = self.rootfs.resolve(directory)
-        names = sorted(fnmatch.filter(listing.node.children, name)) if listing is not None else []
+        listing = self._find_directory(directory)
+        if listing is None or len(name) > _MAX_PATH:
+            return []
+        self._count_lookups(len(listing.children))
+        names = sorted(fnmatch.filter((each for each in listing.children if len(each) <= _MAX_NAME), name))
         # As glob(7): a wildcard matches no leading dot.
         return [f"{directory}/{each}" for each in names if each[0] != "." or name[0] == "."]
 
     def _read_config(self, path: str) -> str:
-        file = self.rootfs.resolve(path)
-        return file.node.head.decode("utf-8", "replace") if file is not None else ""
+        file = self._find_file(path)
+        if file is None:
+            return ""
+        if file.node.head and file.node.size > MAX_LOADER_CONFIG:
+            raise LimitExceeded(f"{file.path} has more than {MAX_LOADER_CONFIG} bytes")
+        return file.node.head.decode("utf-8", "replace")

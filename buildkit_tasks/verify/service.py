@@ -172,7 +172,10 @@ class _Verification:
             return
         message = f"{len(layers)} layers: digests, sizes and diff_ids match"
         yield Check(name="integrity", ok=True, message=message)
-        yield from self.rootfs_verifier.check_platform(platform, config, rootfs)
+        try:
+            yield from self.rootfs_verifier.check_platform(platform, config, rootfs)
+        except _IMAGE_ERRORS as error:  # of a look-up
+            yield _failed_check(error)
 
     def _check_layers(self, layers: Iterable[tuple[Descriptor, Digest]]) -> Iterator[Check]:
         """Yield a failing check for each broken layer."""

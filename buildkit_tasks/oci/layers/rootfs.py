@@ -218,6 +218,15 @@ class RootFs:
         """Resolve an absolute path; return None if it does not exist."""
         return resolve_path(self.root, path)
 
+    def find_file_in(self, directory: str, node: FileNode, name: str) -> ResolvedPath | None:
+        """Return the regular file of this name in the directory at that path; None without one."""
+        child = _find_child(node, name, make_missing=False) if name else None
+        if child is not None and child.type is FileType.SYMLINK:
+            return self.find_file(f"{directory}/{name}")
+        if child is None or child.type is not FileType.FILE:
+            return None
+        return ResolvedPath(printable_path(f"{directory.rstrip('/')}/{name}"), child)
+
     def find_file(self, path: str) -> ResolvedPath | None:
         """Return the regular file at an absolute path; None without one."""
         resolved = self.resolve(path)

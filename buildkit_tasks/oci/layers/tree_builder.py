@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.limits import Limits
 
-__all__ = ["EntryReader", "TreeBuilder", "read_windows"]
+__all__ = ["MAX_LOADER_CONFIG", "EntryReader", "TreeBuilder", "read_windows"]
 
 _HEAD_SIZE = 512  # an ELF header and its first program headers, a `#!` line, or a tar header
 _SHORT_HEAD_SIZE = 64  # of other executable files, to describe what they are
@@ -42,7 +42,7 @@ _MAX_HEADS = 20_000  # executable files of which the head is kept
 _FILE_TYPES = frozenset([REGULAR, "7"])
 # The configuration of dynamic loaders: the directories that they search for libraries.
 _LOADER_CONFIG = re.compile(r"(?:\./)?etc/(?:ld\.so\.conf(?:\.d/[^/]+\.conf)?|ld-musl-[^/]+\.path)")
-_MAX_LOADER_CONFIG = 64 << 10
+MAX_LOADER_CONFIG = 64 << 10  # bytes
 _NO_DIRECTORY = "\0"  # not a possible path
 
 # Of a larger executable only both ends and the surroundings of magic numbers are kept.
@@ -174,7 +174,7 @@ class TreeBuilder:
         if head.startswith(ELF_MAGIC):
             return self._read_program(entry, head)
         if entry.name.endswith((".conf", ".path")) and _LOADER_CONFIG.fullmatch(entry.name):
-            return self._make_file(entry, self._reader.read(_MAX_LOADER_CONFIG))
+            return self._make_file(entry, self._reader.read(MAX_LOADER_CONFIG))
         if entry.mode & _EXECUTABLE_BITS and self._head_count < _MAX_HEADS:
             self._head_count += 1
             is_long = head.startswith(b"#!") or is_tar_header(head)

@@ -10,7 +10,14 @@ from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify import VerifyOptions, verify
 from tests.support.elf import EXECUTABLE, ISA_NEEDED, elf
 from tests.support.growth import assert_linear
-from tests.support.oci import hard_link, make_tar, single_platform_image, symlink
+from tests.support.oci import (
+    MemoryImage,
+    directory,
+    hard_link,
+    make_tar,
+    single_platform_image,
+    symlink,
+)
 
 AMD64, ARM_V7 = "linux/amd64", "linux/arm/v7"
 GLIBC, MUSL = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
@@ -414,3 +421,98 @@ def test_script_on_host() -> None:
     row = verify(image, (), "the image", rules).platforms[0]
     assert row.ok
     assert [check.path for check in row.checks if check.name == "starts"] == ["/bin/sh"]
+
+
+# Limits.
+
+
+def limit_message(files: Mapping[str, bytes], others: Iterable[tarfile.TarInfo] = ()) -> str:
+    """Return the message of the failing check ``limit``, which must be the only failure."""
+    image = single_platform_image(
+        [make_tar({GLIBC[1:]: elf(AMD64), **files}, others)], AMD64, Entrypoint=["/bin/app"]
+    )
+    (check,) = (check for check in verify(image, (), "the image").platforms[0].checks if not check.ok)
+    assert (check.name, check.path) == ("limit", "/bin/app")
+    return check.message
+
+
+def include_lines(count: int) -> bytes:
+    return b"".join(b"include none-%d.conf\n" % number for number in range(count))
+
+
+def test_pattern_after_many_is_used() -> None:
+    late = include_lines(199) + b"include ld.so.conf.d/z.conf\n"
+    assert check_app(_configured(**{"etc/ld.so.conf": late, "etc/ld.so.conf.d/z.conf": b"/opt/lib"})).ok
+
+
+def test_too_many_patterns() -> None:
+    message = limit_message(_configured(**{"etc/ld.so.conf": include_lines(201)}))
+    assert message.endswith("/etc/ld.so.conf includes more than 200 files or patterns")
+
+
+def test_too_many_included_files() -> None:
+    files = {f"etc/ld.so.conf.d/{number}.conf": b"# empty\n" for number in range(200)}
+    message = limit_message(_configured(**files, **{"etc/ld.so.conf": b"include ld.so.conf.d/*.conf\n"}))
+    assert "more than 200 files or patterns" in message
+
+
+def test_too_long_ld_so_conf() -> None:
+    long = b"#\n" * (40 << 10) + b"/opt/lib\n"
+    assert "/etc/ld.so.conf has more than 65536 bytes" in limit_message(
+        _configured(**{"etc/ld.so.conf": long})
+    )
+
+
+def test_too_many_libraries() -> None:
+    names = [f"lib{number}.so" for number in range(2001)]
+    files = {"bin/app": dynamic_program(*names), **{f"lib/{name}": LIBRARY for name in names}}
+    assert "it needs more than 2000 libraries" in limit_message(files)
+
+
+def test_too_many_rpaths() -> None:
+    first, second = (":".join(f"/{start + number}" for number in range(501)) for start in (0, 1000))
+    files = {
+        "bin/app": dynamic_program("liba.so", rpath=first),
+        "lib/liba.so": elf(AMD64, needed=["libb.so"], rpath=second),
+    }
+    assert "RPATH of more than 1000 directories" in limit_message(files)
+
+
+def folders_and_libraries(count: int) -> tuple[dict[str, bytes], list[tarfile.TarInfo]]:
+    """Return a program that needs ``count`` libraries, which the last of ``count`` directories has."""
+    names = [f"lib{number}.so" for number in range(count)]
+    folders = [directory(f"opt/{number}") for number in range(count)]
+    files = {
+        "bin/app": dynamic_program(*names),
+        "etc/ld.so.conf": b"".join(b"/opt/%d\n" % number for number in range(count)),
+        **{f"opt/{count - 1}/{name}": LIBRARY for name in names},
+    }
+    return files, folders
+
+
+def test_folders_times_libraries() -> None:
+    assert check_app(*folders_and_libraries(300)).ok
+    assert "takes more than 300000 look-ups" in limit_message(*folders_and_libraries(600))
+
+
+def test_cost_of_folders_times_libraries() -> None:
+    """At four times the size both numbers are four times as large, and the look-ups reach their limit."""
+
+    def check(image: MemoryImage) -> None:
+        verify(image, (), "the image")
+
+    def make(count: int) -> MemoryImage:
+        files, folders = folders_and_libraries(count)
+        tar = make_tar({GLIBC[1:]: elf(AMD64), **files}, folders)
+        return single_platform_image([tar], AMD64, Entrypoint=["/bin/app"])
+
+    assert_linear(check, make, 1600)
+
+
+def test_directory_is_searched_once() -> None:
+    program = dynamic_program(*(f"lib{number}.so" for number in range(200)))
+    same = b"/opt/lib\n/opt/./lib\n/opt/link\n" * 1000
+    links = [symlink("opt/link", "lib")]
+    checks = check_all(_configured(**{"bin/app": program, "etc/ld.so.conf": same}), links)
+    assert len(checks) == 200
+    assert {check.name for check in checks} == {"starts"}
