@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Unchanged
+from buildkit_tasks.config.settings import cache_folder, load_settings
+from tests.conftest import ROOT, Unchanged
 from tests.sandbox.conftest import BusyboxImage, run_command
 from tests.support import census
 from tests.support.project import TASKS, Project
@@ -69,6 +71,28 @@ def test_mounts(busybox_image: BusyboxImage, project: Project) -> None:
     assert set(mounts) == {"/", "/dev", "/dev/shm", "/tmp", "/proc", *devices, *masked}  # noqa: S108 - the guest's
     assert {"ro", "nosuid", "nodev"} <= set(mounts["/"])
     assert {"nosuid", "nodev", "noexec"} <= set(mounts["/proc"])
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_host_paths_are_hidden(busybox_image: BusyboxImage, project: Project, platform: str) -> None:
+    """Neither the folder of the image's files nor those of Python and this package."""
+    files = "cmdline comm environ maps mountinfo mounts mountstats cgroup stat auxv"
+    show = f"for p in 1 self; do for f in {files}; do cat /proc/$p/$f 2>/dev/null; done; done"
+    links = "ls -l /proc/*/exe /proc/*/root /proc/*/cwd /proc/self/fd /proc/self/task/*/exe"
+    text = "\n".join(run_command(project, busybox_image(platform), f"{show}; {links} 2>&1 || true"))
+    assert "init\0" in text
+    assert " / / ro," in text
+    hidden = {cache_folder(load_settings()), Path.home(), Path(sys.prefix), ROOT, project.folder}
+    assert [path for path in map(str, hidden) if path != "/" and f"{path}/" in text] == []
+    assert "python" not in text
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_one_device_and_small_inodes(busybox_image: BusyboxImage, project: Project, platform: str) -> None:
+    """As in Docker: a program of 32 bits could not read larger numbers."""
+    lines = run_command(project, busybox_image(platform), "stat -c '%d %i' / /bin /bin/busybox /etc/passwd")
+    assert len({line.split()[0] for line in lines}) == 1
+    assert all(int(line.split()[1]) < 1 << 32 for line in lines)
 
 
 def test_masked_files(busybox_image: BusyboxImage, project: Project) -> None:

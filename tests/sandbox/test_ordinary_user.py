@@ -51,6 +51,15 @@ def test_run_on_fresh_machine(nobody: Nobody, archive: str) -> None:
     assert census.handlers() == before
 
 
+@pytest.mark.parametrize("platform", PLATFORMS[:2])
+def test_paths_are_hidden(nobody: Nobody, archive: str, platform: str) -> None:
+    command = "cat /proc/1/cmdline /proc/self/cmdline /proc/self/maps /proc/self/mountinfo /proc/self/environ"
+    done = nobody.task("run-emulated", archive, "--json", f"--platform={platform}", f"--command={command}")
+    (result,) = done.document["results"]
+    assert "init" in result["stdout"]
+    assert str(nobody.base) not in result["stdout"]
+
+
 def test_verify(nobody: Nobody, archive: str) -> None:
     nobody.task("verify-arch", archive, f"--platform={','.join(PLATFORMS)}")
 

@@ -100,6 +100,7 @@ _KEYCTL_JOIN_SESSION_KEYRING = 1
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _BPF_INSTRUCTION_SIZE = 8
+_PR_SET_NAME = 15
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -115,9 +116,11 @@ _KERNEL_DIRECTORIES = ("/dev", "/proc", "/sys")
 _BINFMT_MISC = "/proc/sys/fs/binfmt_misc"
 # Not needed otherwise in the supervisor's mount namespace; /sys may be empty in a chroot.
 _EMULATOR_DIRECTORY = "/sys/kernel" if os.path.isdir("/sys/kernel") else "/sys"
+_EMPTY_DIRECTORY = "empty"  # beside the image's root
 _EXEC_FAILED = 127
 # Limits are checked every 5 ms at first, since a fork bomb is quick, and every 50 ms after half a second.
 _FAST_POLL_SECONDS, _SLOW_POLL_SECONDS, _FAST_POLLS = 0.005, 0.05, 100
+_INIT_NAME = b"init"
 _TMPFS = ("/dev/shm", "/tmp")  # noqa: S108 - the guest's own
 _BYTES_PER_INODE = 4096  # an empty file takes some 1 KiB of the kernel's memory
 # Of all processes of a guest without a control group. A socket buffers up to some 400 KiB.
@@ -368,6 +371,7 @@ class _GuestInit:
     def run(self, *, counts_memory: bool) -> None:
         """Return when the guest has ended. ``counts_memory`` if it has no control group that does."""
         os.setsid()
+        _hide_arguments()
         _mount_root(self._spec["root"], self._spec["tmp"])
         _bring_up_loopback()
         socket.sethostname("guest")
@@ -431,13 +435,26 @@ class _GuestInit:
                 return limit_exceeded
 
 
+def _hide_arguments() -> None:
+    """Overwrite the arguments of this process, which are the host's paths of Python and of this file.
+
+    The guest may read them, in ``/proc/1/cmdline``, and the name in ``/proc/1/comm``.
+    """
+    with open("/proc/self/stat", "rb") as file:
+        start, end = map(
+            int, file.read().rpartition(b")")[2].split()[45:47]
+        )  # proc_pid_stat(5), from state on
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, _INIT_NAME, min(len(_INIT_NAME), end - start))
+    _call_libc("name init", "prctl", _PR_SET_NAME, _INIT_NAME, 0, 0, 0)
+
+
 def _mount_root(root: str, tmp_size: int) -> None:
     """Make the image's files the root, read-only, with a minimal /dev, /proc and /tmp and nothing else."""
     for name in ("dev", "proc", "tmp"):
         if not stat.S_ISDIR(os.lstat(f"{root}/{name}").st_mode):
             raise _KernelRefusal(f"mount on /{name}, which is not a directory in the image", errno.ENOTDIR)
-    _mount(root, root, flags=_MS_BIND | _MS_REC)
-    _set_read_only(root)
+    _mount_image(root)
     _mount("tmpfs", f"{root}/dev", "tmpfs", _MS_NOSUID | _MS_NOEXEC, "mode=755,size=64k,nr_inodes=64")
     for name in _DEVICES:
         os.close(os.open(f"{root}/dev/{name}", os.O_CREAT | os.O_WRONLY))
@@ -456,6 +473,22 @@ def _mount_root(root: str, tmp_size: int) -> None:
     _call_libc("pivot_root", "pivot_root", b".", b".")
     _call_libc("detach the old root", "umount2", b".", _MNT_DETACH)
     os.chdir("/")
+
+
+def _mount_image(root: str) -> None:
+    """Mount the image's files on themselves, read-only, and do not tell the guest their path on the host.
+
+    ``/proc/self/mountinfo`` has the root of a bind mount, but of an overlay its options only. An overlay
+    needs two directories (docs.kernel.org/filesystems/overlayfs.html, "Multiple lower layers").
+    """
+    os.chdir(root)
+    try:
+        # On the same file system: otherwise files and directories would be on different devices.
+        os.makedirs(f"../{_EMPTY_DIRECTORY}", 0o700, exist_ok=True)
+        _mount("overlay", root, "overlay", _MS_RDONLY, f"lowerdir=.:../{_EMPTY_DIRECTORY},xino=off")
+    except (OSError, _KernelRefusal):  # no overlays in the kernel, or not on this file system
+        _mount(root, root, flags=_MS_BIND | _MS_REC)
+    _set_read_only(root)
 
 
 def _mask(path: str) -> None:
