@@ -6,6 +6,7 @@ Dockerfile are left to BuildKit.
 
 from __future__ import annotations
 
+import bisect
 import re
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -23,7 +24,10 @@ _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<
 _DIRECTIVE = re.compile(r"#\s*(\w+)\s*=\s*(\S+)")
 _COPY_FROM = re.compile(r"--from=(\S+)", re.IGNORECASE)
 _NOT_PULLED = ("scratch", "context")
-_MOUNT_FROM = re.compile(r"--mount=\S*?\bfrom=([^\s,]+)", re.IGNORECASE)
+# Searched from the start of a word only, or many `--mount=` in one would take quadratic time.
+_MOUNT_FROM = re.compile(r"(?<!\S)--mount=\S*?\bfrom=([^\s,]+)", re.IGNORECASE)
+_MAX_EXPANDED = 4096  # characters; no name of an image or stage is as long
+_MAX_STAGE_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,12 @@ class BaseImages:
     stages: tuple[Stage, ...] = field(default=(), compare=False)
     arguments: Mapping[str, str] = field(default_factory=dict, compare=False)
     target: str = field(default="", compare=False)
+    _stage_indexes: dict[str, list[int]] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for index, stage in enumerate(self.stages):
+            if stage.name:
+                self._stage_indexes.setdefault(stage.name.lower(), []).append(index)
 
     def list_uses(self, platform: Platform, build_platform: Platform) -> tuple[BaseUse, ...]:
         """Return the base images of the build for a platform, on a machine of ``build_platform``.
@@ -81,24 +91,28 @@ class BaseImages:
             **_platform_arguments("BUILD", build_platform),
         }
         stages = self._needed_stages(last if index is None else index, variables)
-        return tuple(
-            use for each in dict.fromkeys(stages) for use in self._stage_uses(each, platform, variables)
-        )
+        return tuple(use for each in stages for use in self._stage_uses(each, platform, variables))
 
     def _needed_stages(self, index: int, variables: Mapping[str, str]) -> Iterator[int]:
-        """Yield the index of a stage and of those that it needs, which are all before it."""
-        if index >= 0:
+        """Yield, each once, the index of a stage and of those that it needs, which are all before it."""
+        pending, seen = [index] if index >= 0 else [], set()
+        while pending:
+            index = pending.pop()
+            if index in seen:
+                continue
+            seen.add(index)
             yield index
-            for name in (self.stages[index].base, *self.stages[index].sources):
-                needed = self._find_stage(_expand_variables(name, variables), index)
-                yield from () if needed is None else self._needed_stages(needed, variables)
+            names = (self.stages[index].base, *self.stages[index].sources)
+            needed = [self._find_stage(_expand_variables(name, variables), index) for name in names]
+            pending += [each for each in reversed(needed) if each is not None and each not in seen]
 
     def _find_stage(self, name: str, before: int) -> int | None:
         """Return the index of the last stage of that name, or with that number, before a stage."""
-        if name.isdecimal() and int(name) < before:
+        if name.isdecimal() and len(name) <= _MAX_STAGE_DIGITS and int(name) < before:
             return int(name)
-        indexes = (index for index in range(before) if self.stages[index].name.lower() == name.lower() != "")
-        return max(indexes, default=None)
+        indexes = self._stage_indexes.get(name.lower(), [])
+        position = bisect.bisect_left(indexes, before)
+        return indexes[position - 1] if position else None
 
     def _stage_uses(self, index: int, platform: Platform, variables: Mapping[str, str]) -> Iterator[BaseUse]:
         stage = self.stages[index]
@@ -129,12 +143,14 @@ def parse_base_images(text: str, build_args: Mapping[str, str]) -> BaseImages:
     stage_names = set(_NOT_PULLED)
     images: dict[str, None] = {}
     stages: list[Stage] = []
+    sources_of_stages: list[list[str]] = []
     arg_values: dict[str, str] = {}
     for instruction, args_text in _iter_instructions(text, directives.get("escape", "\\")):
         if instruction == "ARG" and not stages:
             arg_values |= _parse_arg(args_text, build_args)
         elif instruction == "FROM":
             stages.append(_parse_from(args_text))
+            sources_of_stages.append([])
             image = _expand_variables(stages[-1].base, arg_values)
             if image.lower() not in stage_names:
                 images[image] = None
@@ -142,12 +158,18 @@ def parse_base_images(text: str, build_args: Mapping[str, str]) -> BaseImages:
         elif instruction in ("COPY", "ADD", "RUN"):
             sources = _find_sources(args_text)
             if stages:
-                stages[-1] = replace(stages[-1], sources=(*stages[-1].sources, *sources))
+                sources_of_stages[-1] += sources
             images |= dict.fromkeys(
                 name for name in sources if name.lower() not in stage_names and not name.isdigit()
             )
     return BaseImages(
-        images=tuple(images), syntax=directives.get("syntax", ""), stages=tuple(stages), arguments=arg_values
+        images=tuple(images),
+        syntax=directives.get("syntax", ""),
+        stages=tuple(
+            replace(stage, sources=tuple(sources))
+            for stage, sources in zip(stages, sources_of_stages, strict=True)
+        ),
+        arguments=arg_values,
     )
 
 
@@ -184,11 +206,17 @@ def _parse_from(args_text: str) -> Stage:
 
 
 def _expand_variables(token: str, arg_values: Mapping[str, str]) -> str:
-    def substitute(match: re.Match[str]) -> str:
-        name = match["braced"] or match["bare"]
-        return arg_values.get(name) or match["default"] or ""
+    """Return a word with its variables expanded, or unchanged if it is too long for a name."""
+    remaining = _MAX_EXPANDED
 
-    return _VARIABLE.sub(substitute, token).strip("\"'")
+    def substitute(match: re.Match[str]) -> str:
+        nonlocal remaining
+        name = match["braced"] or match["bare"]
+        value = arg_values.get(name) or match["default"] or ""
+        remaining -= len(value)
+        return value if remaining >= 0 else ""
+
+    return _VARIABLE.sub(substitute, token).strip("\"'") if len(token) <= _MAX_EXPANDED else token
 
 
 def _find_sources(args_text: str) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from buildkit_tasks.build.dockerfile import BaseImages, parse_base_images
 from buildkit_tasks.platforms import Platform
+from tests.support.growth import assert_linear
 
 
 def base_images(text: str, **build_args: str) -> list[str]:
@@ -145,3 +146,41 @@ COPY --from=1 /z /z
 def test_unnamed_stages_are_no_base() -> None:
     assert uses("FROM scratch\nFROM scratch\nCOPY --from=0 /a /a\nCOPY --from=7 /b /b\n") == ["7 linux/arm64"]
     assert uses("") == []
+
+
+# Growth.
+
+
+def list_all_uses(text: str) -> int:
+    platform = Platform.parse("linux/arm64")
+    return len(parse_base_images(text, {}).list_uses(platform, platform))
+
+
+def diamonds(count: int) -> str:
+    """Return stages that each need the one before twice: 2**count paths lead to the first."""
+    stages = (f"FROM s{number} AS s{number + 1}\nCOPY --from=s{number} / /" for number in range(count))
+    return "FROM alpine AS s0\n" + "\n".join(stages)
+
+
+def test_stages_are_visited_once() -> None:
+    assert list_all_uses(diamonds(3000)) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        ("RUN ", "--mount="),
+        ("RUN --mount=type=bind,from=x", ",from"),
+        ("", "COPY --from=a / /\n"),
+        ("", "FROM a AS b\n"),
+        ("FROM ", "${a-"),
+        ("ARG A=" + "a" * 1000 + "\nFROM ", "$A"),
+        ("COPY --from=", "9"),
+    ],
+)
+def test_cost_of_dockerfile(start: str, piece: str) -> None:
+    assert_linear(list_all_uses, lambda size: f"FROM a\n{start}{piece * (size // len(piece))}\n", 1 << 20)
+
+
+def test_cost_of_stages() -> None:
+    assert_linear(list_all_uses, diamonds, 20_000)
