@@ -387,11 +387,9 @@ def cache_folder(settings: Settings) -> Path:
     """
     folder = _find_cache_folder(settings)
     if reason := _explain_untrusted(folder):
-        can_be_closed = "write to it" in reason
-        raise CacheError(
-            f"the cache {folder} is not used, because {reason}",
-            hint=f"chmod -R go-w {shlex.quote(str(folder))}" if can_be_closed else _new_cache_hint(settings),
-        )
+        is_own = folder.stat().st_uid == os.geteuid()
+        hint = f"chmod -R go-w {shlex.quote(str(folder))}" if is_own else _new_cache_hint(settings)
+        raise CacheError(f"the cache {folder} is not used, because {reason}", hint=hint)
     return folder
 
 

@@ -182,11 +182,6 @@ def explain_untrusted(folder: Path) -> str:
             return f"it belongs to {_user_name(status.st_uid)}"
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return "other users can write to it"
-    for parent in folder.resolve().parents:
-        with contextlib.suppress(OSError):
-            mode = parent.stat().st_mode
-            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-                return f"other users can replace it, as they can write to {parent}"
     return ""
 
 

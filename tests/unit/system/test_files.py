@@ -267,17 +267,6 @@ def test_directory_that_others_write(tmp_path: Path, mode: int) -> None:
     assert explain_untrusted(tmp_path / "link") == "other users can write to it"
 
 
-def test_directory_that_others_replace(tmp_path: Path) -> None:
-    parent, folder = tmp_path / "open", tmp_path / "open/a/cache"
-    folder.mkdir(parents=True)
-    parent.chmod(0o777)
-    reason = f"other users can replace it, as they can write to {parent}"
-    assert explain_untrusted(folder) == reason
-    assert explain_untrusted(parent / "new") == reason
-    parent.chmod(0o1777)  # as /tmp
-    assert explain_untrusted(folder) == ""
-
-
 @needs_root
 def test_directory_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SUDO_UID", raising=False)
