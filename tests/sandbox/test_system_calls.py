@@ -121,7 +121,7 @@ def test_init_is_not_the_guests_to_steer(supervisor: Supervisor, root: Path, nam
         (NUMBERS["clone3"][0], 0, 0),
         (NUMBERS["personality"][0], 0x20008, 0),
         (NUMBERS["personality"][0], 0x20009, 0),
-        (NUMBERS["setpriority"][0], 0, 0),
+        (NUMBERS["ioprio_set"][0], 1, 0),
         (NUMBERS["setpriority"][0], 0, 1),
         (NUMBERS["socket"][0], 1, 1),
         (NUMBERS["socket"][0], 17, 3),
