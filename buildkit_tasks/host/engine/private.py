@@ -288,6 +288,7 @@ def _write_configuration(paths: PrivateEnginePaths, store: str) -> None:
         "bridge": paths.bridge,
         "iptables": False,
         "ip6tables": False,
+        "ip-forward": False,
         "userland-proxy": False,
     }
     write_atomically(paths.root / "daemon.json", json.dumps(configuration, indent=2))

@@ -1,4 +1,4 @@
-"""Create the network of the private engine: a bridge with an address, and three firewall rules.
+"""Create the network of the private engine: a bridge with an address, and firewall rules.
 
 dockerd is configured to use this bridge and no firewall rules of its own. By default it would use
 ``docker0`` and docker's firewall chains, which may belong to another dockerd of this host (and with
@@ -10,15 +10,25 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import ipaddress
+import json
+import os
 import socket
 import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import EngineError
-from buildkit_tasks.system.command import CommandOptions
+from buildkit_tasks.host.engine.firewall import Firewall, FirewallRule
+from buildkit_tasks.host.engine.forwarding import (
+    enable_forwarding,
+    is_forwarding,
+    read_settings,
+    restore_forwarding,
+)
+from buildkit_tasks.host.engine.private_paths import BRIDGE_PREFIX
+from buildkit_tasks.system.files import write_atomically
 from buildkit_tasks.system.lock import file_lock
 
 if TYPE_CHECKING:
@@ -35,8 +45,9 @@ _SIOCBRADDBR, _SIOCBRDELBR = 0x89A0, 0x89A1
 _IFF_UP = 1
 _ADDRESS_POOL = ipaddress.IPv4Network("172.29.0.0/16")
 _SUBNET_BITS = 24
-# Held from the search for a free subnet until a bridge has it: two engines may start at once.
-_SUBNET_LOCK = Path("/run/buildkit-tasks/.subnet.lock")
+# Held while a network is created or removed: two engines may start or stop at once.
+_LOCK = Path("/run/buildkit-tasks/.network.lock")
+_HOST_STATE = Path("/run/buildkit-tasks/.network.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,48 +61,70 @@ class PrivateNetwork:
 
     def create(self) -> None:
         """Create the bridge, its address and the rules that are missing. Raise :class:`EngineError`."""
-        iptables = self._find_iptables()
+        firewall = self._find_firewall()
         try:
-            with file_lock(_SUBNET_LOCK):
+            with file_lock(_LOCK):
+                host_state = _read_host_state() or {"tables": firewall.absent_tables(), "settings": {}}
                 self._create_bridge()
+                if not is_forwarding():
+                    host_state["settings"] = _settings_of_host()
+                write_atomically(_HOST_STATE, json.dumps(host_state))
+                for rule in self._firewall_rules(is_router=not host_state["settings"]):
+                    firewall.add(rule)
+                enable_forwarding()
         except OSError as error:
             raise EngineError(
                 f"cannot create the bridge {self.bridge}: {error.strerror}",
                 hint="run on a host or in a privileged container",
             ) from error
-        for table, chain, rule in self._firewall_rules():
-            argv = [*iptables, "--wait", "-t", table]
-            if not self._run_iptables([*argv, "-C", chain, *rule]):
-                self._run_iptables([*argv, "-I", chain, *rule], check=True)
 
     def remove(self) -> None:
-        """Remove the rules and the bridge, if they exist."""
-        if not (Path("/sys/class/net") / self.bridge).exists():
-            return
-        iptables = self._find_iptables()
-        for table, chain, rule in self._firewall_rules():
-            self._run_iptables([*iptables, "--wait", "-t", table, "-D", chain, *rule])
-        with _open_control_socket() as control, contextlib.suppress(OSError):
-            _set_link_state(control, self.bridge, up=False)
-            fcntl.ioctl(control, _SIOCBRDELBR, _encode_name(self.bridge))
+        """Remove the rules and the bridge, if they exist; the last one restores the settings of the host."""
+        if not _exists(self.bridge) and (_list_bridges() or not os.access(_HOST_STATE, os.W_OK)):
+            return  # as for a user who has no engine
+        with file_lock(_LOCK):
+            firewall = self._find_firewall()
+            self._remove_bridge()
+            if _list_bridges():
+                firewall.remove(self.bridge)
+            else:
+                _restore_host(firewall)
+
+    def _find_firewall(self) -> Firewall:
+        return Firewall.find(self.program_dir, self.env, self.commands)
 
     def _create_bridge(self) -> None:
         with _open_control_socket() as control:
-            if not (Path("/sys/class/net") / self.bridge).exists():
+            if not _exists(self.bridge):
                 fcntl.ioctl(control, _SIOCBRADDBR, _encode_name(self.bridge))
+                _disable_ipv6(self.bridge)
                 subnet = _find_free_subnet()
                 fcntl.ioctl(control, _SIOCSIFADDR, _pack_ifreq(self.bridge, subnet[1]))
                 fcntl.ioctl(control, _SIOCSIFNETMASK, _pack_ifreq(self.bridge, subnet.netmask))
             _set_link_state(control, self.bridge, up=True)
 
-    def _firewall_rules(self) -> Iterator[tuple[str, str, list[str]]]:
-        """Containers connect with this host's address (NAT); only replies reach them."""
-        comment = ["-m", "comment", "--comment", "buildkit-tasks"]
-        source = str(self._read_subnet())
-        yield "nat", "POSTROUTING", ["-s", source, "!", "-o", self.bridge, *comment, "-j", "MASQUERADE"]
-        yield "filter", "FORWARD", ["-i", self.bridge, *comment, "-j", "ACCEPT"]
-        established = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]
-        yield "filter", "FORWARD", ["-o", self.bridge, *established, *comment, "-j", "ACCEPT"]
+    def _remove_bridge(self) -> None:
+        with _open_control_socket() as control, contextlib.suppress(OSError):
+            _set_link_state(control, self.bridge, up=False)
+            fcntl.ioctl(control, _SIOCBRDELBR, _encode_name(self.bridge))
+
+    def _firewall_rules(self, *, is_router: bool) -> Iterator[FirewallRule]:
+        """Containers connect with this host's address (NAT); only replies reach them.
+
+        Packets are dropped in ``mangle``, before a rule of another program in ``filter`` can accept them
+        (Docker accepts all packets from its own bridges). Those inside the bridge pass: br_netfilter shows
+        them to the firewall. A host that was no router forwards nothing else because of the engine.
+        """
+        source, bridge = str(self._read_subnet()), self.bridge
+        conntrack, replies = ("-m", "conntrack"), ("--ctstate", "RELATED,ESTABLISHED")
+        yield FirewallRule("nat", "POSTROUTING", ("-s", source, "!", "-o", bridge), "MASQUERADE")
+        strangers = ("!", "-i", bridge, "-o", bridge, *conntrack, "!", *replies)
+        yield FirewallRule("mangle", "FORWARD", strangers, "DROP")
+        yield FirewallRule("mangle", "FORWARD", ("!", "-s", source, "-i", bridge), "DROP")
+        yield FirewallRule("filter", "FORWARD", ("-i", bridge), "ACCEPT")
+        yield FirewallRule("filter", "FORWARD", ("-o", bridge, *conntrack, *replies), "ACCEPT")
+        if not is_router:
+            yield FirewallRule("filter", "FORWARD", (), "DROP", is_last=True)
 
     def _read_subnet(self) -> ipaddress.IPv4Network:
         with _open_control_socket() as control:
@@ -99,27 +132,45 @@ class PrivateNetwork:
         address = ipaddress.IPv4Address(ifreq[20:24])
         return ipaddress.IPv4Network((address, _SUBNET_BITS), strict=False)
 
-    def _find_iptables(self) -> list[str]:
-        """Return Debian's iptables for the kernel's backend: nf_tables, else the legacy one."""
-        reason = ""
-        for name in ("xtables-nft-multi", "xtables-legacy-multi"):
-            argv = [str(self.program_dir / name), "iptables"]
-            result = self.commands.run(
-                [*argv, "--wait", "-t", "nat", "-S"], CommandOptions(env=self.env, timeout=30)
-            )
-            if result.ok:
-                return argv
-            reason = result.reason
-        raise EngineError(
-            f"the kernel refuses NAT rules, which containers need for their network: {reason}",
-            hint="run on a host or in a privileged container",
-        )
 
-    def _run_iptables(self, argv: list[str], *, check: bool = False) -> bool:
-        result = self.commands.run(argv, CommandOptions(env=self.env, timeout=30))
-        if check and not result.ok:
-            raise EngineError(f"cannot create a firewall rule: {result.reason}")
-        return result.ok
+def _exists(bridge: str) -> bool:
+    return bridge in _list_bridges()
+
+
+def _list_bridges() -> list[str]:
+    """Return the bridges of all private engines of this network namespace."""
+    return [name for _, name in socket.if_nameindex() if name.startswith(BRIDGE_PREFIX)]
+
+
+def _settings_of_host() -> dict[str, str]:
+    """Return the settings that forwarding changes, without those of the engines' own bridges."""
+    settings = read_settings()
+    return {path: value for path, value in settings.items() if f"/{BRIDGE_PREFIX}" not in path}
+
+
+def _read_host_state() -> dict[str, Any] | None:
+    """Return what the host was like before its first private engine, or None if there is none."""
+    try:
+        state: dict[str, Any] = json.loads(_HOST_STATE.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return state
+
+
+def _restore_host(firewall: Firewall) -> None:
+    """Restore what the first private engine changed; the state is kept until that is done."""
+    state = _read_host_state() or {"tables": [], "settings": {}}
+    if state["settings"]:
+        restore_forwarding(state["settings"])
+    firewall.remove()
+    firewall.remove_empty_tables(state["tables"])
+    _HOST_STATE.unlink(missing_ok=True)
+
+
+def _disable_ipv6(bridge: str) -> None:
+    """Keep containers from changing the host's IPv6 routes with router advertisements."""
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        Path(f"/proc/sys/net/ipv6/conf/{bridge}/disable_ipv6").write_text("1", encoding="ascii")
 
 
 def _open_control_socket() -> socket.socket:

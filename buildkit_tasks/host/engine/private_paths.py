@@ -7,7 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PrivateEnginePaths"]
+__all__ = ["BRIDGE_PREFIX", "PrivateEnginePaths"]
+
+BRIDGE_PREFIX = "bkt-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class PrivateEnginePaths:
     @property
     def bridge(self) -> str:
         """The network bridge of its containers (the name of a device has at most 15 characters)."""
-        return f"bkt-{self.runtime_dir.name}"
+        return f"{BRIDGE_PREFIX}{self.runtime_dir.name}"
 
     @property
     def socket(self) -> Path:

@@ -53,31 +53,46 @@ def test_no_free_subnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    """Return iptables without rules, on a host whose bridge has the subnet 172.29.3.0/24."""
-    monkeypatch.setattr(private_network, "_SUBNET_LOCK", tmp_path / "lock")
+    """Return iptables without rules, on a router whose bridge has the subnet 172.29.3.0/24."""
+    monkeypatch.setattr(private_network, "_LOCK", tmp_path / "lock")
+    monkeypatch.setattr(private_network, "_HOST_STATE", tmp_path / "state")
+    monkeypatch.setattr(private_network, "is_forwarding", lambda: True)
+    monkeypatch.setattr(private_network, "enable_forwarding", lambda: None)
     monkeypatch.setattr(PrivateNetwork, "_create_bridge", lambda _: None)
     monkeypatch.setattr(PrivateNetwork, "_read_subnet", lambda _: ipaddress.IPv4Network("172.29.3.0/24"))
-    return Scripted().expect("*/xtables-* iptables *").expect("* -C *", returncode=1)
+    return Scripted().expect("*/xtables-* iptables*").expect("* -C *", returncode=1)
 
 
 def create(commands: Scripted) -> None:
     PrivateNetwork(bridge="bkt-0", program_dir=Path("/p"), env={}, commands=commands).create()
 
 
+def list_added_rules(commands: Scripted) -> list[str]:
+    calls = (*commands.matching_calls("* -I *"), *commands.matching_calls("* -A *"))
+    return [call.line.partition(" -t ")[2] for call in calls]
+
+
 def test_firewall_rules(commands: Scripted) -> None:
     create(commands)
-    rules = [call.line.partition(" -t ")[2] for call in commands.matching_calls("* -I *")]
-    comment = "-m comment --comment buildkit-tasks"
-    assert rules == [
+    comment, replies = "-m comment --comment buildkit-tasks", "--ctstate RELATED,ESTABLISHED"
+    assert list_added_rules(commands) == [
         f"nat -I POSTROUTING -s 172.29.3.0/24 '!' -o bkt-0 {comment} -j MASQUERADE",
+        f"mangle -I FORWARD '!' -i bkt-0 -o bkt-0 -m conntrack '!' {replies} {comment} -j DROP",
+        f"mangle -I FORWARD '!' -s 172.29.3.0/24 -i bkt-0 {comment} -j DROP",
         f"filter -I FORWARD -i bkt-0 {comment} -j ACCEPT",
-        f"filter -I FORWARD -o bkt-0 -m conntrack --ctstate RELATED,ESTABLISHED {comment} -j ACCEPT",
+        f"filter -I FORWARD -o bkt-0 -m conntrack {replies} {comment} -j ACCEPT",
     ]
+
+
+def test_host_without_forwarding(commands: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_network, "is_forwarding", lambda: False)
+    create(commands)
+    assert list_added_rules(commands)[-1] == "filter -A FORWARD -m comment --comment buildkit-tasks -j DROP"
 
 
 def test_existing_rules_are_not_added_again(commands: Scripted) -> None:
     create(commands.expect("* -C *"))
-    assert commands.matching_calls("* -I *") == []
+    assert list_added_rules(commands) == []
 
 
 def test_refused_rule_is_an_error(commands: Scripted) -> None:
