@@ -48,6 +48,8 @@ _SUBNET_BITS = 24
 # Held while a network is created or removed: two engines may start or stop at once.
 _LOCK = Path("/run/buildkit-tasks/.network.lock")
 _HOST_STATE = Path("/run/buildkit-tasks/.network.json")
+# dockerd and containerd's shims create them whatever their configuration, the innermost first.
+_SHARED_FOLDERS = ("/run/containerd/s", "/run/containerd", "/run/docker/plugins", "/run/docker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ class PrivateNetwork:
         firewall = self._find_firewall()
         try:
             with file_lock(_LOCK):
-                host_state = _read_host_state() or {"tables": firewall.absent_tables(), "settings": {}}
+                host_state = _read_host_state() or _new_host_state(firewall)
                 self._create_bridge()
                 if not is_forwarding():
                     host_state["settings"] = _settings_of_host()
@@ -157,13 +159,22 @@ def _read_host_state() -> dict[str, Any] | None:
     return state
 
 
+def _new_host_state(firewall: Firewall) -> dict[str, Any]:
+    """Return what the host lacks before its first private engine; the settings follow if they are changed."""
+    folders = [folder for folder in _SHARED_FOLDERS if not Path(folder).exists()]
+    return {"tables": firewall.absent_tables(), "settings": {}, "folders": folders}
+
+
 def _restore_host(firewall: Firewall) -> None:
     """Restore what the first private engine changed; the state is kept until that is done."""
-    state = _read_host_state() or {"tables": [], "settings": {}}
+    state = _read_host_state() or {"tables": [], "settings": {}, "folders": []}
     if state["settings"]:
         restore_forwarding(state["settings"])
     firewall.remove()
     firewall.remove_empty_tables(state["tables"])
+    for folder in state["folders"]:
+        with contextlib.suppress(OSError):  # it is in use by another program, or was never created
+            Path(folder).rmdir()
     _HOST_STATE.unlink(missing_ok=True)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +62,25 @@ def test_private_engine_has_its_own_containerd(
         stop_private_engine(settings, run, lambda _: None, name=NAME)
     assert not paths.root.exists()
     assert not paths.runtime_dir.exists()
+
+
+def use_private_engine(mode: str) -> dict[str, Any]:
+    """Build and run an image in namespaces whose default paths are empty; return what is different then."""
+    argv = ["unshare", "--mount", "--net", "--propagation", "private", sys.executable]
+    done = subprocess.run(
+        [*argv, "-m", "tests.failures.engine.system_docker", mode],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    assert outcome["output"].startswith("tini version")
+    return outcome
+
+
+@pytest.mark.parametrize("mode", ["beside-docker", "alone"])
+def test_private_engine_changes_nothing(engine: Engine, mode: str) -> None:
+    if engine.kind != "private":
+        pytest.skip("the engine is not a private one, so its packages may be missing")
+    assert use_private_engine(mode)["changed"] == {}
