@@ -61,6 +61,8 @@ def _check_depth(text: str) -> None:
         depth += _DEPTH_CHANGE.get(match[0], 0)
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+        if depth <= 0:
+            return  # the document ends here
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

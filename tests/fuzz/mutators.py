@@ -48,6 +48,12 @@ def mutate_json_after_selector(data: bytes, rng: random.Random) -> bytes:
     return data[:1] + mutate_json(data[1:], rng)
 
 
+def mutate_json_after_zero(data: bytes, rng: random.Random) -> bytes:
+    """Mutate the document, which may follow a zero byte."""
+    selector = data[:1] if data[:1] == b"\0" else b""
+    return selector + mutate_json(data[len(selector) :], rng)
+
+
 def _mutate_tree(document: Any, rng: random.Random) -> Any:
     """Change one value, or one key, somewhere in the tree."""
     slots = [(None, None), *_list_slots(document)]

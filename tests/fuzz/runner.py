@@ -37,6 +37,7 @@ MAX_SECONDS = 2  # of CPU time
 _HANG_SECONDS = 10  # libFuzzer measures the wall-clock time of a case
 MAX_MEMORY = 256 << 20
 HALF = 0.5
+REPEAT = 1 / 256
 EXIT_CRASH = 77  # libFuzzer's exit status for a crash
 
 
@@ -114,28 +115,39 @@ def fuzz_with_atheris(target: Target, run_case: CaseRunner, args: argparse.Names
     ]  # fmt: skip
     if target.tokens:
         options.append(f"-dict={dictionary}")
-    custom_mutator = (
-        {}
-        if target.mutate is None
-        else {"custom_mutator": _make_mutator(target.mutate, list(target.seeds()))}
-    )
-    atheris.Setup([sys.argv[0], *options, str(corpus)], run_case, **custom_mutator)
+    mutator = _make_mutator(target.mutate, list(target.seeds()))
+    atheris.Setup([sys.argv[0], *options, str(corpus)], run_case, custom_mutator=mutator)
     limit_memory()
     atheris.Fuzz()
 
 
 def _make_mutator(
-    mutate_document: Callable[[bytes, random.Random], bytes], seeds: list[bytes]
+    mutate_document: Callable[[bytes, random.Random], bytes] | None, seeds: list[bytes]
 ) -> Callable[[bytes, int, int], bytes]:
-    """Return a mutator that mutates bytes half of the time, and otherwise a whole document."""
+    """Return a mutator that mutates bytes half of the time, and otherwise a whole document.
+
+    Now and then it repeats a piece up to the limit of the reader, which shows what is not linear.
+    """
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        if rng.random() < REPEAT:
+            return repeat_piece(data, rng, max_size)
+        if mutate_document is None:
+            return bytes(atheris.Mutate(data, max_size))
         if rng.random() < HALF:
             return bytes(atheris.Mutate(data, max_size))
         return mutate_document(data if rng.random() < HALF else rng.choice(seeds), rng)[:max_size]
 
     return mutate
+
+
+def repeat_piece(data: bytes, rng: random.Random, max_len: int) -> bytes:
+    """Repeat a piece of the input until it is as long as the reader's limit, or a part of that."""
+    start = rng.randrange(len(data) + 1)
+    piece = data[start : start + rng.choice((1, 2, 3, 5, 8, 16, 64, 512))] or b"a"
+    size = max_len >> rng.choice((0, 1, 2, 4, 6, 8))
+    return (data[:start] + piece * (max(size - len(data), 0) // len(piece)) + data[start:])[:max_len]
 
 
 def fuzz_with_mutations(target: Target, run_case: CaseRunner, args: argparse.Namespace) -> None:
@@ -159,6 +171,9 @@ def iter_cases(seeds: list[bytes], target: Target, rng: random.Random, runs: int
     """Yield the seeds, then mutations of them."""
     seeds = seeds or [b""]
     for number in range(runs):
+        if number >= len(seeds) and rng.random() < REPEAT:
+            yield repeat_piece(rng.choice(seeds), rng, target.max_len)
+            continue
         if target.mutate is not None and number >= len(seeds) and rng.random() < HALF:
             yield target.mutate(rng.choice(seeds), rng)[: target.max_len]
             continue

@@ -19,6 +19,8 @@ class Target:
     ``read`` may raise ``allowed_errors`` and nothing else. The oracles ``check_result`` and
     ``check_error`` get the input and what ``read`` returned or raised; if they raise, the case fails.
     ``tokens`` are the dictionary of the fuzzer, ``mutate`` derives one well-formed input from another.
+    ``max_len`` is the reader's own limit, or as much as can be read in a case; ``runs`` is the number of
+    cases in the tests.
     """
 
     name: str
@@ -30,3 +32,4 @@ class Target:
     tokens: tuple[bytes, ...] = ()
     mutate: Callable[[bytes, random.Random], bytes] | None = None
     max_len: int = 4096
+    runs: int = 50_000

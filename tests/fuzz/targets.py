@@ -44,7 +44,9 @@ from buildkit_tasks.platforms.elf.view import PartialFile, WholeFile
 from buildkit_tasks.report.model import VerifyReport, to_document
 from buildkit_tasks.verify import verify
 from tests.fuzz import mutators, oracles, seeds
+from tests.fuzz.archive_targets import ARCHIVE_TARGETS
 from tests.fuzz.target import Target
+from tests.fuzz.text_targets import TEXT_TARGETS
 from tests.support.elf import BASE
 from tests.support.oci import (
     LAYER_GZIP,
@@ -382,6 +384,8 @@ def _documents(kind: str) -> Callable[[], list[bytes]]:
 TARGETS = {
     target.name: target
     for target in (
+        *TEXT_TARGETS,
+        *ARCHIVE_TARGETS,
         Target(
             name="reference",
             read=_read_reference,

@@ -1,4 +1,4 @@
-"""Fuzz each reader with 50,000 cases, and check with planted bugs that the harness finds failures."""
+"""Fuzz each reader with thousands of cases, and check with planted bugs that the harness finds failures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def campaigns(request: pytest.FixtureRequest) -> Iterator[Campaigns]:
     selected = {str(item.callspec.params["target"]) for item in items if isinstance(item, pytest.Function)}
     names = sorted(selected, key=lambda name: (name not in ("image", "elf"), name))  # the longest first
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        yield {name: pool.submit(fuzz_target, name, RUNS) for name in names}
+        yield {name: pool.submit(fuzz_target, name, TARGETS[name].runs) for name in names}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -42,10 +42,11 @@ def test_fuzz_target(target: str, campaigns: Campaigns, capsys: pytest.CaptureFi
     with capsys.disabled():
         sys.stdout.write(f"\n{campaign} ")
     assert campaign.ok, str(campaign)
-    assert campaign.runs >= RUNS, str(campaign)
+    runs = TARGETS[target].runs
+    assert campaign.runs >= runs, str(campaign)
     # Both results must occur, or the cases did not test the reader.
-    assert campaign.accepted >= RUNS // 100, str(campaign)
-    assert campaign.refused >= RUNS // 100 or target == "image", str(campaign)
+    assert campaign.accepted >= runs // 100, str(campaign)
+    assert campaign.refused >= runs // 100 or not TARGETS[target].allowed_errors, str(campaign)
 
 
 @pytest.mark.parametrize("driver", ["auto", "mutations"])

@@ -139,6 +139,14 @@ def _parse_fields(block: str) -> dict[str, str]:
     return {key: value.strip() for key, _, value in pairs}
 
 
+def _split_options(text: str) -> tuple[str, ...]:
+    """Return the options of a driver; a quotation without an end is left as it is."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError:
+        return tuple(text.split())
+
+
 def _parse_node(values: Mapping[str, str]) -> NodeSummary:
     names = [name.strip(" *") for name in values.get("Platforms", "").split(",")]
     return NodeSummary(
@@ -147,6 +155,6 @@ def _parse_node(values: Mapping[str, str]) -> NodeSummary:
         status=values.get("Status", ""),
         version=values.get("BuildKit version", ""),
         platforms=tuple(name for name in names if name),
-        driver_opt=tuple(shlex.split(values.get("Driver Options", ""))),
+        driver_opt=_split_options(values.get("Driver Options", "")),
         error=values.get("Error", ""),
     )

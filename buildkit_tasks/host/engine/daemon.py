@@ -122,21 +122,27 @@ def describe_engine(
         raise EngineError(f"the Docker daemon at {endpoint} did not answer within {API_SECONDS} s") from error
     info = _parse_object(result.stdout)
     if not info.get("ServerVersion"):
-        reason = (info.get("ServerErrors") or [result.reason])[0]
+        errors = info.get("ServerErrors")
+        reason = str(errors[0]) if isinstance(errors, list) and errors else result.reason
         verb = "refuses this user" if _DENIED.search(reason) else "does not answer"
         raise EngineError(f"the Docker daemon at {endpoint} {verb}: {reason}")
+    try:
+        engine = Engine(
+            kind=kind,
+            endpoint=endpoint,
+            version=str(info["ServerVersion"]),
+            store=_detect_image_store(info),
+            platform=platform_of_uname(info["Architecture"]),
+            is_local=endpoint.startswith("unix:") and info.get("KernelVersion") == os.uname().release,
+            tools=tools,
+            mirrors=tuple(map(str, (info.get("RegistryConfig") or {}).get("Mirrors") or ())),
+            env=env,
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        reason = f"`docker info` is not as the Engine API says: {error!r}"
+        raise EngineError(f"the Docker daemon at {endpoint} cannot be used: {reason}") from error
     set_docker_client(DockerClient(docker=tools.docker, buildx=tools.buildx, env=env))
-    return Engine(
-        kind=kind,
-        endpoint=endpoint,
-        version=info["ServerVersion"],
-        store=_detect_image_store(info),
-        platform=platform_of_uname(info["Architecture"]),
-        is_local=endpoint.startswith("unix:") and info.get("KernelVersion") == os.uname().release,
-        tools=tools,
-        mirrors=tuple((info.get("RegistryConfig") or {}).get("Mirrors") or ()),
-        env=env,
-    )
+    return engine
 
 
 def engine_without_daemon(tools: ClientTools) -> Engine:
@@ -277,7 +283,7 @@ def _iter_user_endpoints() -> Iterator[str]:
 def _parse_object(text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 

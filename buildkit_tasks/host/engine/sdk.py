@@ -66,12 +66,18 @@ def inspect_image(client: DockerClient, name: str) -> dict[str, Any] | None:
 
 
 def available_manifests(image: dict[str, Any]) -> dict[Platform, str]:
-    """Return the platforms that a containerd store has completely, with their manifests' digests."""
-    return {
-        parse_api_platform(manifest["ImageData"]["Platform"]): manifest["ID"]
-        for manifest in image.get("Manifests") or ()
-        if manifest.get("Kind") == "image" and manifest.get("Available")
-    }
+    """Return the platforms that a containerd store has completely, with their manifests' digests.
+
+    Raises :class:`EngineError` if the engine does not describe them as the Engine API says.
+    """
+    try:
+        return {
+            parse_api_platform(manifest["ImageData"]["Platform"]): manifest["ID"]
+            for manifest in image.get("Manifests") or ()
+            if manifest.get("Kind") == "image" and manifest.get("Available")
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise EngineError(f"the engine describes an image without its platforms: {error!r}") from error
 
 
 def parse_api_platform(platform: dict[str, str]) -> Platform:
