@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.layers.rootfs import FileNode, FileType, ResolvedPath, RootFs
+from buildkit_tasks.oci.layers.rootfs import FileType, ResolvedPath, RootFs
 from buildkit_tasks.oci.layers.tree_builder import MAX_LOADER_CONFIG
 from buildkit_tasks.platforms.elf.reader import read_binary
 from buildkit_tasks.platforms.elf.view import PartialFile
@@ -120,13 +120,6 @@ class _Problem(NamedTuple):
     hint: str = ""
 
 
-class _Directory(NamedTuple):
-    """A directory in which libraries are searched; ``path`` is the one that was written."""
-
-    path: str
-    node: FileNode
-
-
 @dataclass(kw_only=True)
 class _DependencyResolver:
     """Resolves the dependencies of a program in a root file system; ``loaded`` collects them.
@@ -142,7 +135,7 @@ class _DependencyResolver:
     environment: tuple[str, ...]
     loaded: list[ResolvedPath] = field(default_factory=list, init=False)
     _lookups: int = field(default=0, init=False)
-    _found_directories: dict[str, FileNode | None] = field(default_factory=dict, init=False)
+    _found_directories: dict[str, ResolvedPath | None] = field(default_factory=dict, init=False)
 
     @cached_property
     def musl_arch(self) -> str:
@@ -191,21 +184,21 @@ class _DependencyResolver:
         if self._lookups > _MAX_LOOKUPS:
             raise LimitExceeded(f"finding its libraries takes more than {_MAX_LOOKUPS} look-ups")
 
-    def _find_directories(self, paths: Iterable[str]) -> tuple[_Directory, ...]:
+    def _find_directories(self, paths: Iterable[str]) -> tuple[ResolvedPath, ...]:
         """Return those of the paths that are directories, each once."""
-        directories: dict[int, _Directory] = {}
+        directories: dict[int, ResolvedPath] = {}
         for path in paths:
             self._count_lookups(1)
-            node = self._find_directory(path)
-            if node is not None:
-                directories.setdefault(id(node), _Directory(path, node))
+            directory = self._find_directory(path)
+            if directory is not None:
+                directories.setdefault(id(directory.node), directory)
         return tuple(directories.values())
 
-    def _find_directory(self, path: str) -> FileNode | None:
+    def _find_directory(self, path: str) -> ResolvedPath | None:
         if path not in self._found_directories:
             file = self.rootfs.resolve(path) if len(path) <= _MAX_PATH else None
             is_directory = file is not None and file.node.type is FileType.DIRECTORY
-            self._found_directories[path] = file.node if file is not None and is_directory else None
+            self._found_directories[path] = file if is_directory else None
         return self._found_directories[path]
 
     def _explain_unusable(self, file: ResolvedPath, role: str) -> str:
@@ -258,7 +251,7 @@ class _DependencyResolver:
         return rpaths
 
     def _find_library(
-        self, name: str, dependent: ResolvedPath, directories: tuple[_Directory, ...]
+        self, name: str, dependent: ResolvedPath, directories: tuple[ResolvedPath, ...]
     ) -> tuple[ResolvedPath | None, str]:
         """Return the library, or None and why the first file of that name is unusable."""
         rejection = ""
@@ -271,7 +264,7 @@ class _DependencyResolver:
         return None, rejection
 
     def _iter_candidates(
-        self, name: str, dependent: ResolvedPath, directories: tuple[_Directory, ...]
+        self, name: str, dependent: ResolvedPath, directories: tuple[ResolvedPath, ...]
     ) -> Iterator[ResolvedPath | None]:
         """Yield the files of that name, and None where there is none."""
         if "/" in name:
@@ -280,11 +273,11 @@ class _DependencyResolver:
             return
         for directory in chain(directories, self._system_directories):
             self._count_lookups(1)
-            yield self.rootfs.find_file_in(*directory, name)
+            yield self.rootfs.find_file_in(directory.path, directory.node, name)
 
     def _preceding_directories(
         self, dependent: ResolvedPath, rpaths: tuple[str, ...]
-    ) -> Iterator[_Directory]:
+    ) -> Iterator[ResolvedPath]:
         """Yield the directories before those of the system, for what a file needs.
 
         ld.so(8): RPATH is ignored if there is a RUNPATH; LD_LIBRARY_PATH comes between them.
@@ -296,11 +289,11 @@ class _DependencyResolver:
         yield from self._find_directories(runpath)
 
     @cached_property
-    def _library_path_directories(self) -> tuple[_Directory, ...]:
+    def _library_path_directories(self) -> tuple[ResolvedPath, ...]:
         return self._find_directories(self._library_path_dirs)
 
     @cached_property
-    def _system_directories(self) -> tuple[_Directory, ...]:
+    def _system_directories(self) -> tuple[ResolvedPath, ...]:
         return self._find_directories(self._system_dirs)
 
     def _expand_tokens(self, paths: Iterable[str], dependent: ResolvedPath) -> tuple[str, ...]:
@@ -364,8 +357,10 @@ class _DependencyResolver:
         listing = self._find_directory(directory)
         if listing is None or len(name) > _MAX_PATH:
             return []
-        self._count_lookups(len(listing.children))
-        names = sorted(fnmatch.filter((each for each in listing.children if len(each) <= _MAX_NAME), name))
+        self._count_lookups(len(listing.node.children))
+        names = sorted(
+            fnmatch.filter((each for each in listing.node.children if len(each) <= _MAX_NAME), name)
+        )
         # As glob(7): a wildcard matches no leading dot.
         return [f"{directory}/{each}" for each in names if each[0] != "." or name[0] == "."]
 
