@@ -144,7 +144,9 @@ class _Matrix:
         try:
             settings, pytest_args = split_posargs(session.posargs)
             self._check_options(pytest_args)
-            Expectation(pattern=load_settings(settings).expect)  # raises if it is not a regular expression
+            names = {key: f"--{key.replace('_', '-')}" for key in settings}
+            merged = load_settings(settings, flag_names=names)
+            Expectation(pattern=merged.expect)  # raises if it is not a regular expression
         except UsageError as error:
             logger.error(str(error))  # not as Nox's reason, where a full stop follows the hint's command
             session.error("the arguments are not valid")

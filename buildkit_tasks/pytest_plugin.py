@@ -26,6 +26,8 @@ from buildkit_tasks.testing.pytest_options import (
     expand_short_options,
     get_option,
     has_values,
+    record_typed_options,
+    typed_option,
 )
 from buildkit_tasks.testing.skip import skip_or_fail, skip_without_engine
 
@@ -57,6 +59,7 @@ _BUILT_IN_TESTS_ID = "buildkit_tasks/testing/default_checks.py"
 _IMAGE = "buildkit_image_under_test"
 _PLATFORM = "buildkit_platform"
 _OWN_PLATFORM = "platform"  # ours, or that of another plugin, a conftest.py or a parameter
+_SETTING_OPTIONS = {"platforms": "platform", "cpu": "cpu", "runner": "runner"}  # by the settings' keys
 _SETTINGS_KEY = pytest.StashKey["Settings"]()
 _SESSION_IMAGES_KEY = pytest.StashKey[dict[str, "SessionImage"]]()
 _FIXTURES_OF_MARKER = {"platforms": (_PLATFORM,), "images": (_IMAGE, _PLATFORM)}
@@ -77,7 +80,7 @@ def pytest_load_initial_conftests(
     """Accept the short options, such as ``--platform``, that no plugin and no ``conftest.py`` has."""
     drop_values_from_paths(early_config, args)
     result = yield
-    expand_short_options(parser, args)
+    record_typed_options(early_config, expand_short_options(parser, args))
     return result
 
 
@@ -554,11 +557,7 @@ def _load_settings(config: pytest.Config) -> Settings:
     if _SETTINGS_KEY not in config.stash:
         from buildkit_tasks.config.settings import load_settings
 
-        config.stash[_SETTINGS_KEY] = load_settings(_read_setting_options(config), folder=config.rootpath)
+        flags = {key: get_option(config, name) for key, name in _SETTING_OPTIONS.items()}
+        flag_names = {key: typed_option(config, name) for key, name in _SETTING_OPTIONS.items()}
+        config.stash[_SETTINGS_KEY] = load_settings(flags, folder=config.rootpath, flag_names=flag_names)
     return config.stash[_SETTINGS_KEY]
-
-
-def _read_setting_options(config: pytest.Config) -> dict[str, Any]:
-    """Return the options that are settings, by the settings' keys."""
-    options = {"platforms": "platform", "cpu": "cpu", "runner": "runner"}
-    return {key: get_option(config, name) for key, name in options.items()}

@@ -102,7 +102,11 @@ def _pyproject_schema(settings: _Schema) -> _Schema:
 
 
 def _settings_schema() -> _Schema:
-    fields = {field.name: field.default for field in dataclasses.fields(Settings) if field.name != "origins"}
+    fields = {
+        field.name: field.default
+        for field in dataclasses.fields(Settings)
+        if field.name not in ("origins", "sources")
+    }
     tables = {"checks": ("check", _check_schema()), "images": ("image", _image_schema(fields))}
     descriptions = _read_descriptions("Keys")
     properties = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.build.typed_option import TypedOption, parse_attributes
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.system.csv_fields import parse_csv_row
-from buildkit_tasks.system.files import expand_home
+from buildkit_tasks.system.files import check_writable, expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -171,6 +171,7 @@ def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str], *, is_spli
             complete = output.with_attribute("dest", "dist/out")
             raise UsageError(f"output {output} has no dest", hint=f"-o {shlex.quote(str(complete))}")
         if output.dest is not None:
+            check_writable(output.dest, f"--output=type={output.type},dest=")
             check_destination(f"output {output.dest}", output.dest)
             if output.is_file and output.dest.is_dir():
                 raise UsageError(f"output {output.dest} is a folder, but type {output.type} writes a file")

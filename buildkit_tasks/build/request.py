@@ -41,6 +41,7 @@ from buildkit_tasks.build.secrets import (
 )
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.oci.reference import check_no_login
+from buildkit_tasks.system.files import check_writable
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
@@ -182,6 +183,9 @@ def check_request(request: BuildRequest) -> None:
     if request.load and not request.tags:
         raise UsageError("--load needs a tag", hint="-t NAME:TAG")
     _check_image_id_file(request)
+    for flag, path in (("--metadata-file=", request.metadata_file), ("--iidfile=", request.iidfile)):
+        if path:
+            check_writable(Path(path), flag)
     _check_files(request)
 
 

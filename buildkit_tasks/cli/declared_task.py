@@ -102,8 +102,13 @@ def _invoke_body(body: Body, options: dict[str, Option]) -> Callable[..., object
 
     def call(c: Context, *args: object, **arguments: object) -> object:
         values = _read_arguments(body.__name__, options, args, arguments)
-        settings = {option.setting: values[option.name] for option in options.values() if option.setting}
-        ctx = TaskContext(invoke_context=c, options=values, setting_flags=settings)
+        setting_options = [option for option in options.values() if option.setting]
+        ctx = TaskContext(
+            invoke_context=c,
+            options=values,
+            setting_flags={option.setting: values[option.name] for option in setting_options},
+            flag_names={option.setting: option.flag for option in setting_options},
+        )
         exit_code = _run_body(ctx, body)
         if exit_code:
             raise TaskFailed(exit_code, ctx.result)

@@ -29,19 +29,21 @@ if TYPE_CHECKING:
     from buildkit_tasks.report.model import RunResult
     from buildkit_tasks.system.command import SubprocessRunner
 
-__all__ = ["RunProgress", "TaskContext"]
+__all__ = ["RunProgress", "TaskContext", "print_error_document"]
 
 
 @dataclass(kw_only=True)
 class TaskContext:
     """A task that runs: ``options`` by name, and those of them that are settings by the setting's key.
 
+    ``flag_names`` are these as they are typed, also by the setting's key.
     ``result`` is the report, or the document, that was shown; ``exit_code`` the status to end with.
     """
 
     invoke_context: Context
     options: Mapping[str, Any]
     setting_flags: Mapping[str, Any]
+    flag_names: Mapping[str, str]
     exit_code: int = field(default=0, init=False)
     result: object = field(default=None, init=False)
     _is_annotated: bool = field(default=False, init=False)
@@ -75,7 +77,9 @@ class TaskContext:
 
         check_section_names(dict(self.invoke_context.config.items()))
         return load_settings(
-            self.setting_flags, invoke=dict(self.invoke_context.config.get("buildkit") or {})
+            self.setting_flags,
+            invoke=dict(self.invoke_context.config.get("buildkit") or {}),
+            flag_names=self.flag_names,
         )
 
     @cached_property
@@ -114,8 +118,9 @@ class TaskContext:
                 self.print_result({"ok": True, "dry_run": True}, "")
             return
         from buildkit_tasks import report as render
+        from buildkit_tasks.report.model import has_rows
 
-        if not self.json_output:
+        if not self.json_output and has_rows(report):  # the task prints the error that stopped it
             with tolerate_closed_pipe(sys.stdout):
                 render.print_table(report, sys.stdout, colour=render.needs_colour(sys.stdout, os.environ))
         render.write_reports(report, self.report_paths)
@@ -175,7 +180,7 @@ class TaskContext:
             self.notify("".join(traceback.format_exception(error)))
         try:
             if self.json_output:
-                _print_document({"ok": False, "error": redact(str(error)), "exit_code": error.exit_code})
+                print_error_document(error)
             sys.stdout.flush()
         except OSError:  # this may be the error
             discard_output(sys.stdout)
@@ -208,6 +213,13 @@ class RunProgress:
 def _is_at(path: Path, folder: Path) -> bool:
     """Return True for a path in a directory, and for the parents that could not be created for it."""
     return path.is_relative_to(folder) or folder.is_relative_to(path)
+
+
+def print_error_document(error: BuildkitTasksError) -> None:
+    """Print the JSON document of an error on standard output."""
+    from buildkit_tasks.system.command import redact
+
+    _print_document({"ok": False, "error": redact(str(error)), "exit_code": error.exit_code})
 
 
 def _print_document(document: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,18 @@ _SWITCH_VALUES = {"true": True, "false": False}  # as of a flag in Docker's comm
 
 
 class CommandLineError(Exit, ParseError):
-    """A usage error, with the status of one. Completion catches Invoke's own kind of error."""
+    """A usage error, with the status of one. Completion catches Invoke's own kind of error.
+
+    With ``--json`` on the command line its document is printed at once: no task begins that could do so.
+    """
 
     def __init__(self, error: BuildkitTasksError, context: ParserContext | None = None) -> None:
         Exit.__init__(self, code=error.exit_code)  # without a message: ParseError's is printed
         ParseError.__init__(self, f"error: {error}", context)
+        if _asks_for_json(sys.argv[1:]):
+            from buildkit_tasks.cli.invocation import print_error_document
+
+            print_error_document(error)
 
 
 class DeclaredArgument(Argument):
@@ -202,6 +210,12 @@ class DeclaredTaskParser(ParseMachine):
             or self.waiting_for_flag_value
             or self.context.missing_positional_args
         )
+
+
+def _asks_for_json(argv: list[str]) -> bool:
+    """Return True if standard output is for one JSON document, and not for the words of a completion."""
+    flags = [argument.lower() for argument in argv if argument.partition("=")[0] == "--json"]
+    return bool(flags) and flags[-1] != "--json=false" and "--complete" not in argv
 
 
 def _is_declared(context: ParserContext | None) -> bool:

@@ -87,12 +87,14 @@ def releases_of_images(
 
 
 def _release_of_image(ctx: TaskContext, image: ChosenImage) -> tuple[ReleaseService, ReleaseSpec]:
+    from buildkit_tasks.pipeline.chosen_images import check_known
     from buildkit_tasks.pipeline.image_job import hint_for_one
 
     try:
         return release_from_options(ctx, image.settings)
     except UsageError as error:
         if not image.name:
+            check_known(ctx.pipeline, image.location)
             raise
         has_table = image.name in {table.name for table in ctx.settings.images}
         hint = hint_for_one(image.name, error.hint or "", is_target=False) if has_table else error.hint

@@ -40,6 +40,7 @@ __all__ = [
     "BUILDER_NAME_PATTERN",
     "ImageSettings",
     "SettingOrigin",
+    "SettingSource",
     "Settings",
     "SmokeCheck",
     "cache_error",
@@ -78,6 +79,22 @@ class SettingOrigin(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettingSource:
+    """Where a value is written: ``label`` begins messages, ``spelling`` is its option or variable, if any."""
+
+    label: str
+    spelling: str = ""
+
+    def describe(self, key: str, value: object) -> str:
+        """Return the value as it is written there, with the place: ``--cpu=x``, or ``FILE: cpu = 'x'``."""
+        return f"{self.spelling}={value}" if self.spelling else f"{self.label}: {key} = {value!r}"
+
+    def suggest(self, key: str, value: str) -> str:
+        """Return how another value is written there."""
+        return f"{self.spelling}={value}" if self.spelling else f'{key} = "{value}"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings. Each field is a key of the configuration, ``checks`` and ``images`` in the singular.
 
@@ -86,7 +103,7 @@ class Settings:
     packages, stand-in bases and unpacked images, of which ``root_cache`` megabytes are kept. ``cpu`` is max,
     floor, both or a QEMU model. BuildKit runs ``parallelism`` steps in parallel and keeps ``builder_cache``
     megabytes (0: its default); ``allow`` lists the entitlements that builds may use. ``origins`` has the
-    source of each value that is set.
+    kind of source of each value that is set, ``sources`` the place.
     """
 
     platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64")
@@ -129,10 +146,21 @@ class Settings:
     root_cache: int = 2048
     cache: str = ""
     origins: Mapping[str, SettingOrigin] = field(default_factory=dict, compare=False)
+    sources: Mapping[str, SettingSource] = field(default_factory=dict, compare=False)
 
     def is_explicit(self, name: str) -> bool:
         """Return True if a source set this value, so that it is not just the default."""
         return self._origin_of(name) is not SettingOrigin.DEFAULT
+
+    def describe(self, key: str) -> str:
+        """Return the value of a setting as its source has it, for messages: ``--cpu=x``, ``cpu = 'x'``."""
+        value = getattr(self, key)
+        source = self.sources.get(key)
+        return source.describe(key, value) if source else f"{key} = {value!r}"
+
+    def suggest(self, key: str, value: str) -> str:
+        """Return another value of a setting as its source has it, for hints."""
+        return self.sources.get(key, SettingSource(label="")).suggest(key, value)
 
     def for_image(self, image: ImageSettings) -> Settings:
         """Return the settings of one image: its table overrides what weaker sources set.
@@ -155,7 +183,7 @@ _DEFAULTS = Settings()
 _DEFAULT_VALUES = {
     each.name: getattr(_DEFAULTS, each.name)
     for each in dataclasses.fields(Settings)
-    if each.name != "origins"
+    if each.name not in ("origins", "sources")
 }
 _FIELD_OF_KEY = {"check": "checks", "image": "images"}  # TOML: [[tool.buildkit-tasks.check]]
 _KEY_OF_FIELD = {field: key for key, field in _FIELD_OF_KEY.items()}
@@ -168,9 +196,11 @@ def load_settings(
     invoke: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
+    flag_names: Mapping[str, str] | None = None,
 ) -> Settings:
     """Merge all sources. None, empty strings and empty lists in ``flags`` count as not set.
 
+    ``flag_names`` are the options that set ``flags``, as the user types them, by key; messages name them.
     ``environ`` and ``folder`` default to those of the process; pyproject.toml is searched in ``folder``
     and its parents. Raises :class:`SettingsError` for an unknown key or an invalid value, and for one that a
     repository may not set.
@@ -178,17 +208,19 @@ def load_settings(
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     origins: dict[str, SettingOrigin] = {}
+    sources: dict[str, SettingSource] = {}
     folder = folder or Path.cwd()
     pyproject = find_pyproject(folder)
-    for origin, label, table in _iter_sources(flags or {}, invoke or {}, environ, pyproject):
-        for key, raw in normalize_keys(table, label, SETTINGS_KEYS).items():
+    weaker_sources = _iter_sources(invoke or {}, environ, pyproject)
+    for origin, source, table in (*weaker_sources, *_iter_flags(flags or {}, flag_names or {})):
+        for key, raw in normalize_keys(table, source.label, SETTINGS_KEYS).items():
             name = _FIELD_OF_KEY.get(key, key)
-            values[name] = _read_setting(key, raw, label)
-            origins[name] = origin
+            values[name] = _read_setting(key, raw, source.label)
+            origins[name], sources[name] = origin, source
     if pyproject is not None:
         repository_names = {name for name, origin in origins.items() if origin is SettingOrigin.PYPROJECT}
         values |= _confine_to_repository(values, repository_names, pyproject, folder)
-    return dataclasses.replace(_DEFAULTS, **values, origins=origins)
+    return dataclasses.replace(_DEFAULTS, **values, origins=origins, sources=sources)
 
 
 def _confine_to_repository(
@@ -219,7 +251,8 @@ def override_settings(settings: Settings, values: Mapping[str, Any], label: str)
         if raw not in (None, [], ())
     }
     origins = {**settings.origins, **dict.fromkeys(flags, SettingOrigin.FLAG)}
-    return dataclasses.replace(settings, **flags, origins=origins)
+    sources = {**settings.sources, **dict.fromkeys(flags, SettingSource(label=label))}
+    return dataclasses.replace(settings, **flags, origins=origins, sources=sources)
 
 
 def _read_setting(key: str, raw: Any, label: str) -> Any:
@@ -231,15 +264,27 @@ def _read_setting(key: str, raw: Any, label: str) -> Any:
 
 
 def _iter_sources(
-    flags: Mapping[str, Any], invoke: Mapping[str, Any], environ: Mapping[str, str], pyproject: Path | None
-) -> Iterator[tuple[SettingOrigin, str, dict[str, Any]]]:
-    """Yield all sources, the weakest first: origin, label for messages, and values by key."""
+    invoke: Mapping[str, Any], environ: Mapping[str, str], pyproject: Path | None
+) -> Iterator[tuple[SettingOrigin, SettingSource, dict[str, Any]]]:
+    """Yield all sources but the flags, the weakest first, with the values of each by key."""
     if pyproject is not None:
-        yield SettingOrigin.PYPROJECT, _format_label(pyproject), _read_pyproject_table(pyproject)
-    yield SettingOrigin.INVOKE, _INVOKE_LABEL, _drop_environment_keys(invoke, environ)
+        source = SettingSource(label=_format_label(pyproject))
+        yield SettingOrigin.PYPROJECT, source, _read_pyproject_table(pyproject)
+    invoke_values = _drop_environment_keys(invoke, environ)
+    yield SettingOrigin.INVOKE, SettingSource(label=_INVOKE_LABEL), invoke_values
     for variable, key in _environment_keys(environ).items():
-        yield SettingOrigin.ENVIRONMENT, f"environment {variable}", {key: environ[variable]}
-    yield SettingOrigin.FLAG, "command line", _explicit_flags(flags)
+        source = SettingSource(label=f"environment {variable}", spelling=variable)
+        yield SettingOrigin.ENVIRONMENT, source, {key: environ[variable]}
+
+
+def _iter_flags(
+    flags: Mapping[str, Any], flag_names: Mapping[str, str]
+) -> Iterator[tuple[SettingOrigin, SettingSource, dict[str, Any]]]:
+    """Yield each option that is set."""
+    for key, value in _explicit_flags(flags).items():
+        name = flag_names.get(key, "")
+        source = SettingSource(label=f"option {name}" if name else "command line", spelling=name)
+        yield SettingOrigin.FLAG, source, {key: value}
 
 
 def _format_label(pyproject: Path) -> str:

@@ -29,6 +29,9 @@ Names = str | Iterable[str]
 PlatformNames = str | Platform | Iterable[str | Platform]
 
 
+_ATTESTATIONS = ("provenance", "sbom")
+
+
 class BuildOptions(TypedDict, total=False):
     """More options of a build, with the values that ``docker buildx build`` takes.
 
@@ -58,8 +61,8 @@ class BuildOptions(TypedDict, total=False):
     labels: Names
     annotations: Names
     attest: Names
-    provenance: str
-    sbom: str
+    provenance: str | bool
+    sbom: str | bool
     no_attest: bool
     reproducible: bool
     no_cache: bool
@@ -115,11 +118,17 @@ def _request_options(outputs: Names, options: BuildOptions, *, push: bool) -> di
     from buildkit_tasks.build.outputs import OutputSpec
     from buildkit_tasks.build.request import BuildRequest
 
+    unknown = options.keys() - BuildOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"build() got an unexpected keyword argument {min(unknown)!r}")
     lists = {field.name for field in fields(BuildRequest) if field.default == ()}
     values: dict[str, Any] = {name: value for name, value in options.items() if name not in SETTINGS_KEYS}
     specs = [OutputSpec.parse(text) for text in _strings(outputs)]
     if push or options.get("split"):
         specs.append(OutputSpec(type="registry"))
+    values |= {
+        name: str(values[name]).lower() for name in _ATTESTATIONS if isinstance(values.get(name), bool)
+    }
     return {
         **{name: _strings(value) if name in lists else value for name, value in values.items()},
         "outputs": tuple(specs),
@@ -284,7 +293,11 @@ def _platform_names(platforms: PlatformNames) -> tuple[str, ...]:
 
 
 def _strings(values: Names) -> tuple[str, ...]:
-    return (values,) if isinstance(values, str) else tuple(values)
+    texts = (values,) if isinstance(values, str) else tuple(values)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"expected a string or strings, not {text!r}")
+    return texts
 
 
 def _path(path: StrPath | None) -> str | None:

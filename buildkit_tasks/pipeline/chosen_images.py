@@ -1,23 +1,27 @@
 """Choose the images of a task by what ``--image`` says: one meaning for every task.
 
-============== ===================================================================== ==================
-value          image                                                                 settings
-============== ===================================================================== ==================
-``NAME``       the last build of that image of the settings, if they have one        of that image
-``NAME=IMAGE`` the image with that name, as an image of the settings                 of that image
-``IMAGE``      any other: a transport's name, a path or a registry reference         the general ones
-nothing        every image of the last build here                                    of each image
-============== ===================================================================== ==================
+============== ======================================================================= ==================
+value          image                                                                   settings
+============== ======================================================================= ==================
+``NAME``       the last build of that image of the settings, if they have one          of that image
+``TARGET``     the last build of that target of a bake file, unless a file is so named of that target
+``NAME=IMAGE`` the image with that name, as an image of the settings                   of that image
+``IMAGE``      any other: a transport's name, a path or a registry reference           the general ones
+nothing        every image of the last build here                                      of each image
+============== ======================================================================= ==================
 """
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.config.images import settings_for_image, settings_for_target, split_image_request
+from buildkit_tasks.config.schema import IMAGE_NAME_PATTERN
 from buildkit_tasks.config.settings import SettingOrigin
-from buildkit_tasks.errors import BuildkitTasksError, Interrupted
+from buildkit_tasks.errors import BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.report.model import ImageReport, ImagesReport, PushResult, RunReport, VerifyReport
 
 if TYPE_CHECKING:
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.pipeline.last_build import BuildRecord, RecordedImage
     from buildkit_tasks.pipeline.pipeline import Pipeline
 
-__all__ = ["ChosenImage", "choose_images", "report_each"]
+__all__ = ["ChosenImage", "check_known", "choose_images", "report_each"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,7 +75,30 @@ def choose_images(pipeline: Pipeline, requests: Iterable[str]) -> tuple[ChosenIm
     return tuple({(each.name, each.location): each for each in chosen}.values())
 
 
+def check_known(pipeline: Pipeline, location: str) -> None:
+    """Raise :class:`UsageError` for a bare name that is neither a path nor a known image.
+
+    Known are those of the settings and of builds here. The name may be that of an image in a registry: this
+    is for a task that cannot use one.
+    """
+    if not IMAGE_NAME_PATTERN.match(location) or Path(location).exists():
+        return
+    record = pipeline.resolver.last_build.read()
+    names = dict.fromkeys([*(table.name for table in pipeline.settings.images), *filter(None, record.images)])
+    nearest = next(iter(difflib.get_close_matches(location, names, n=1)), "")
+    if names:
+        suggestion = f", did you mean {nearest}?" if nearest else ""
+        raise UsageError(
+            f"there is no image or file {location!r} here{suggestion}",
+            hint=f"choose one of {', '.join(names)}",
+        )
+
+
 def _parse_request(settings: Settings, record: BuildRecord, value: str) -> Iterator[ChosenImage]:
+    targets = [name.strip() for name in value.split(",")]
+    if not Path(value).exists() and all(_is_target(record, name) for name in targets):
+        yield from (_from_record(settings, record.images[name]) for name in targets)
+        return
     for name, location in split_image_request(settings, value):
         if not name:
             yield ChosenImage(settings=settings, location=location)
@@ -79,6 +106,11 @@ def _parse_request(settings: Settings, record: BuildRecord, value: str) -> Itera
             yield ChosenImage(name=name, settings=settings_for_image(settings, name), location=location)
         else:
             yield _from_record(settings, record.find_image(name))
+
+
+def _is_target(record: BuildRecord, name: str) -> bool:
+    """Return True for a target of a bake file that was built here."""
+    return name in record.images and bool(record.images[name].bake_files)
 
 
 def _from_record(settings: Settings, image: RecordedImage) -> ChosenImage:

@@ -74,13 +74,13 @@ class ImageResolver:
     def _find_similar_name(self, name: str) -> str:
         """Return what may be meant by a name that no registry has, or "".
 
-        That is an image that a build here has loaded into the engine, or one of the settings.
+        That is an image that a build here has loaded into the engine, one of the settings, or a bake target.
         """
-        recorded_names = {each.image for each in self.last_build.read().images.values()}
+        recorded = self.last_build.read().images
         loaded_name = f"docker-daemon:{name}"
-        if loaded_name in recorded_names:
+        if loaded_name in {each.image for each in recorded.values()}:
             return loaded_name
-        names = [table.name for table in self.settings.images]
+        names = [*(table.name for table in self.settings.images), *filter(None, recorded)]
         return next(iter(difflib.get_close_matches(name, names, n=1)), "")
 
     @contextmanager

@@ -72,7 +72,7 @@ class ImageRunner:
         """Raise :class:`UsageError` if QEMU has no such CPU model as the settings request for a platform."""
         from buildkit_tasks.run.cpu_models import check_cpu_model
 
-        check_cpu_model(self.settings.cpu, platforms, self._find_qemu, self.commands)
+        check_cpu_model(self.settings, platforms, self._find_qemu, self.commands)
 
     def _find_qemu(self, machine: Machine) -> Path | None:
         """Return the QEMU that would run a machine's programs; None if it is not on this host.

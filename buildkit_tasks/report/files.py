@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, UsageError
 from buildkit_tasks.report.model import Report, to_document
-from buildkit_tasks.system.files import write_atomically
+from buildkit_tasks.system.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,7 +43,10 @@ _RENDERERS = {
 
 
 def check_report_paths(paths: Iterable[str | Path]) -> tuple[Path, ...]:
-    """Return the paths, or raise :class:`UsageError` for a directory or an unknown ending."""
+    """Return the paths, or raise :class:`UsageError`.
+
+    That is for an unknown ending, for a directory, and for a path that this user cannot write to.
+    """
     return tuple(_check_path(Path(path)) for path in paths)
 
 
@@ -70,6 +73,7 @@ def _check_path(path: Path) -> Path:
     if path.suffix.lower() not in _RENDERERS:
         suffixes = ", ".join(_RENDERERS)
         raise UsageError(f"no report can be written to {path}", hint=f"end its name in one of {suffixes}")
+    check_writable(path, "--report=")
     if path.is_dir():
         raise UsageError(f"no report can be written to {path}: it is a folder")
     return path

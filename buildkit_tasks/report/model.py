@@ -405,6 +405,17 @@ class ImagesReport:
         return setup_ok and not self.error and bool(self.images) and all(image.ok for image in self.images)
 
 
+def has_rows(report: Report) -> bool:
+    """Return False for the report of a pipeline that stopped before any platform or image was reached."""
+    match report:
+        case MatrixReport():
+            return report.setup is not None
+        case ImagesReport():
+            return report.setup is not None or bool(report.images)
+        case _:
+            return True
+
+
 Report = SetupReport | BuildResult | VerifyReport | RunReport | MatrixReport | ImagesReport | PushResult
 
 SCHEMA_VERSION = 1  # of every JSON document; it changes if a key is removed or changes its meaning

@@ -16,6 +16,7 @@ from buildkit_tasks.system.command import CommandOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.platforms import Machine, Platform
     from buildkit_tasks.system.command import CommandRunner
 
@@ -26,16 +27,17 @@ _PROBE_SECONDS = 10.0
 
 
 def check_cpu_model(
-    cpu: str,
+    settings: Settings,
     platforms: Iterable[Platform],
     find_qemu: Callable[[Machine], Path | None],
     commands: CommandRunner,
 ) -> None:
-    """Raise :class:`UsageError` if QEMU does not know the CPU model, or a feature of it, on a platform.
+    """Raise :class:`UsageError` if QEMU does not know the settings' CPU model, or a feature, on a platform.
 
     ``find_qemu`` returns the QEMU that would run an architecture. Where there is none, or it cannot be
     started here, the run itself fails, as it does on a model that QEMU knows but cannot emulate.
     """
+    cpu = settings.cpu
     if not cpu or cpu in CPU_CHOICES:
         return
     problems: dict[Platform, str] = {}
@@ -47,14 +49,15 @@ def check_cpu_model(
         first, *others = refusals
         also = f"; nor for {', '.join(map(str, others))}" if others else ""
         usable = [str(platform) for platform in problems if platform not in refusals]
-        raise UsageError(f"--cpu={cpu}: {refusals[first]}{also}", hint=_suggest(cpu, usable))
+        message = f"{settings.describe('cpu')}: {refusals[first]}{also}"
+        raise UsageError(message, hint=_suggest(settings, usable))
 
 
-def _suggest(cpu: str, usable: Sequence[str]) -> str:
+def _suggest(settings: Settings, usable: Sequence[str]) -> str:
     """Return the choice that resembles the model, or the platforms that have it."""
-    similar = difflib.get_close_matches(cpu.lower(), CPU_CHOICES, n=1)
+    similar = difflib.get_close_matches(settings.cpu.lower(), CPU_CHOICES, n=1)
     if similar or not usable:
-        return f"--cpu={similar[0] if similar else 'floor'}"
+        return settings.suggest("cpu", similar[0] if similar else "floor")
     return f"--platform={','.join(usable)}"
 
 

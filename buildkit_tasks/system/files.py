@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import shlex
 import shutil
 import stat
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.errors import UsageError
 from buildkit_tasks.system.lock import file_lock
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "build_atomically",
+    "check_writable",
     "completion_time",
     "expand_home",
     "explain_untrusted",
@@ -153,6 +156,16 @@ def replace_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise :class:`UsageError` if no file can be created at a path; ``option`` is what sets it.
+
+    The hint is that option with a path in a new temporary directory: ``--report="$(mktemp -d)"/x.json``.
+    """
+    if reason := explain_unwritable(path.parent):
+        hint = f'{option}"$(mktemp -d)"/{shlex.quote(path.name)}'
+        raise UsageError(f"{path} cannot be written: {reason}", hint=hint)
 
 
 def expand_home(path: str | Path) -> Path:

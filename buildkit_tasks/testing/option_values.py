@@ -10,7 +10,7 @@ from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.transports import find_local_output, open_image
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.testing.images import select_tested_images
-from buildkit_tasks.testing.pytest_options import get_option
+from buildkit_tasks.testing.pytest_options import get_option, typed_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,19 +31,20 @@ def check_values(config: pytest.Config, settings: Settings) -> None:
     :class:`MalformedImage` for a file that is not an image.
     """
     if get_option(config, "cpu") == "both":
+        option = typed_option(config, "cpu")
         raise UsageError(
-            "--arch-cpu=both would be two runs of each test",
-            hint="pytest --arch-cpu=max && pytest --arch-cpu=floor",
+            f"{option}=both would be two runs of each test",
+            hint=f"pytest {option}=max && pytest {option}=floor",
         )
     requests = get_option(config, "image")
     for request in requests:
         if not request or request.endswith("="):
-            raise UsageError(
-                f"--arch-image={request} names no image", hint="pytest --arch-image=dist/app.tar"
-            )
+            option = typed_option(config, "image")
+            raise UsageError(f"{option}={request} names no image", hint=f"pytest {option}=dist/app.tar")
     for image in select_tested_images(settings, requests):
         if not image.platforms:
-            raise UsageError("--arch-platform= names no platform", hint="pytest --arch-platform=linux/arm64")
+            option = typed_option(config, "platform")
+            raise UsageError(f"{option}= names no platform", hint=f"pytest {option}=linux/arm64")
         if image.image:
             _check_image(image.image)
         if get_option(config, "cpu"):

@@ -12,11 +12,22 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pytest
 
-__all__ = ["add_options", "drop_values_from_paths", "expand_short_options", "get_option", "has_values"]
+__all__ = [
+    "add_options",
+    "drop_values_from_paths",
+    "expand_short_options",
+    "get_option",
+    "has_values",
+    "record_typed_options",
+    "typed_option",
+]
 
 _DEST_PREFIX = "buildkit_tasks_"  # not the names' own dest: attributes of `config.option` are short names too
+_TYPED_DEST = f"{_DEST_PREFIX}typed"
 _VALUE_OPTIONS = ("--platform", "--image", "--cpu", "--runner")
 _SHORT_OPTIONS = (*_VALUE_OPTIONS, "--require-engine")
 _TITLE = "multi-platform images (or without arch-, as in --platform, unless another plugin has that option)"
@@ -76,10 +87,22 @@ def drop_values_from_paths(config: pytest.Config, args: list[str]) -> None:
     ]
 
 
-def expand_short_options(parser: pytest.Parser, args: list[str]) -> None:
-    """Replace the short options that nobody has registered by ours, in place."""
+def expand_short_options(parser: pytest.Parser, args: list[str]) -> frozenset[str]:
+    """Replace the short options that nobody has registered by ours, in place; return which were there."""
     if not any(arg.partition("=")[0] in _SHORT_OPTIONS for arg in args):
-        return
+        return frozenset()
     _, unknown = parser.parse_known_and_unknown_args(args)
     short = {arg for arg in unknown if arg.partition("=")[0] in _SHORT_OPTIONS}
     args[:] = [f"--arch-{arg.removeprefix('--')}" if arg in short else arg for arg in args]
+    return frozenset(arg.partition("=")[0] for arg in short)
+
+
+def record_typed_options(config: pytest.Config, short_options: Iterable[str]) -> None:
+    """Remember the short options that the user typed, for messages."""
+    vars(config.option)[_TYPED_DEST] = frozenset(short_options)
+
+
+def typed_option(config: pytest.Config, name: str) -> str:
+    """Return the option ``NAME`` as the user typed it: ``--arch-NAME`` or ``--NAME``."""
+    is_short = f"--{name}" in getattr(config.option, _TYPED_DEST, ())
+    return f"--{name}" if is_short else f"--arch-{name}"

@@ -477,8 +477,8 @@ def test_pytest_options_stay() -> None:
 
 
 BAD_VALUES = [
-    pytest.param(["--cpu=-cpu"], "command line: '-cpu' is not a valid CPU", id="cpu"),
-    pytest.param(["-j", "many"], "command line: jobs = 'many' is not a whole number", id="jobs"),
+    pytest.param(["--cpu=-cpu"], "option --cpu: '-cpu' is not a valid CPU", id="cpu"),
+    pytest.param(["-j", "many"], "option --jobs: jobs = 'many' is not a whole number", id="jobs"),
     pytest.param(["--runner=podman"], "runner = 'podman' is not one of auto, docker, sandbox", id="runner"),
     pytest.param(["--expect=("], "--expect '(' is not a valid regular expression", id="expect"),
     pytest.param(["-x", "--cpu"], "--cpu needs a value", id="no-value"),

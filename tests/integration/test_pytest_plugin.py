@@ -297,13 +297,17 @@ def test_archive_needs_no_engine(project: Project) -> None:
 
 BAD_OPTIONS = [
     pytest.param("--arch-cpu=-cpu", "'-cpu' is not a valid CPU", id="cpu"),
-    pytest.param("--cpu=both", "--arch-cpu=both would be two runs", id="both-cpus"),
+    pytest.param("--cpu=both", "--cpu=both would be two runs", id="both-cpus"),
     pytest.param(
-        "--arch-runner=podman", "runner = 'podman' is not one of auto, docker, sandbox", id="runner"
+        "--arch-runner=podman",
+        "option --arch-runner: runner = 'podman' is not one of auto, docker, sandbox",
+        id="runner",
     ),
     pytest.param("--arch-platform=linux/amd46", "did you mean linux/amd64?", id="platform"),
-    pytest.param("--platform=", "--arch-platform= names no platform", id="no-platform"),
-    pytest.param("--image=", "--arch-image= names no image", id="no-image"),
+    pytest.param("--platform=", "--platform= names no platform", id="no-platform"),
+    pytest.param("--image=", "ERROR: --image= names no image", id="no-image"),
+    pytest.param("--arch-image=", "--arch-image= names no image", id="no-arch-image"),
+    pytest.param("--runner=podman", "option --runner: runner = 'podman'", id="short-runner"),
     pytest.param("--image=nofile.tar", "nofile.tar does not exist", id="no-file"),
     pytest.param("--image=oci-archive:nofile", "nofile does not exist", id="no-archive"),
     pytest.param("--image=oci:nodir", "nodir does not exist", id="no-layout"),
@@ -338,11 +342,14 @@ def add_qemu_without_model(project: Project, *suffixes: str) -> None:
         (folder / f"qemu-{suffix}").chmod(0o755)
 
 
-def test_unknown_cpu(project: Project) -> None:
+@pytest.mark.parametrize("option", ["--cpu", "--arch-cpu"])
+def test_unknown_cpu(project: Project, option: str) -> None:
     add_qemu_without_model(project, "aarch64", "x86_64")
-    result = project.run("raise AssertionError('this is collected')\n", "--cpu=flor")
+    result = project.run("raise AssertionError('this is collected')\n", f"{option}=flor")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --cpu=flor: *QEMU has no CPU model 'flor'*", "*try: --cpu=floor"])
+    result.stderr.fnmatch_lines(
+        [f"ERROR: {option}=flor: *QEMU has no CPU model 'flor'*", f"*try: {option}=floor"]
+    )
 
 
 def test_unavailable_qemu_is_no_bad_value(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +402,9 @@ def test_unknown_cpu_of_settings(project: Project, monkeypatch: pytest.MonkeyPat
     image = "--arch-image=docker://x"
     result = project.run(f"{RUN_TEST}{PLATFORM_TEST}", image)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --cpu=flor: *QEMU has no CPU model 'flor'*", "*try: --cpu=floor"])
+    result.stderr.fnmatch_lines(
+        ["ERROR: INVOKE_BUILDKIT_CPU=flor: *QEMU has no CPU model 'flor'*", "*try: INVOKE_BUILDKIT_CPU=floor"]
+    )
     project.run(f"{RUN_TEST}{PLATFORM_TEST}", image, "-k", "one").assert_outcomes(passed=2, deselected=2)
     assert project.run(RUN_TEST, image, "--collect-only").ret == 0
     text = RUN_TEST.replace("run_on_platform()", "callable(run_on_platform)").replace(").ok", ")")

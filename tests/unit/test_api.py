@@ -333,3 +333,23 @@ def test_pipeline_defaults(caplog: pytest.LogCaptureFixture, capfd: pytest.Captu
 
 def test_ns_is_the_namespace_of_the_tasks() -> None:
     assert bt.ns is import_module("buildkit_tasks.tasks").ns
+
+
+BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
+    ({"nosuch": 1}, r"build\(\) got an unexpected keyword argument 'nosuch'"),
+    ({"outputs": [5]}, "expected a string or strings, not 5"),
+    ({"tags": [5]}, "expected a string or strings, not 5"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_ARGUMENTS)
+def test_wrong_types(options: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        bt.build(**options)
+
+
+@pytest.mark.usefixtures("project_dir")
+def test_attestation_flags(calls: list[tuple[Any, ...]]) -> None:
+    bt.build(platforms="linux/386", sbom=True, provenance=False)
+    requests = [each for call in calls for each in call if isinstance(each, BuildRequest)]
+    assert {(request.sbom, request.provenance) for request in requests} == {("true", "false")}

@@ -163,3 +163,11 @@ def test_file_over_folder(tmp_path: Path) -> None:
     (tmp_path / "dist").mkdir()
     assert "is a folder" in usage_error("type=oci,dest=dist").message
     check_outputs([OutputSpec.parse("type=oci,dest=dist,tar=false"), OutputSpec.parse("dist")], [])
+
+
+@pytest.mark.parametrize("kind", ["oci", "tar", "local"])
+def test_unwritable_dest(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    error = usage_error(f"type={kind},dest={tmp_path}/file/app.tar")
+    assert error.message == f"{tmp_path}/file/app.tar cannot be written: {tmp_path}/file is not a directory"
+    assert error.hint == f'--output=type={kind},dest="$(mktemp -d)"/app.tar'

@@ -162,3 +162,29 @@ def test_push_by_name(pushes: list[tuple[str, str]]) -> None:
     assert inv("push-multiarch", "web", tasks=ns) == 0
     assert inv("push-multiarch", "tool", "--tag=r.example/x:1", tasks=ns) == 0
     assert pushes == [("web.tar", "r.example/web:1"), ("tool.tar", "r.example/x:1")]
+
+
+@pytest.mark.usefixtures("built")
+def test_push_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert inv("push-multiarch", "wep", tasks=ns) == 2
+    stderr = capsys.readouterr().err
+    assert "error: there is no image or file 'wep' here, did you mean web?" in stderr
+    assert "try: choose one of web, tool" in stderr
+    for name in ("r.example/wep:1", "web.tar"):
+        assert inv("push-multiarch", name, tasks=ns) == 2
+        assert "a push needs a tag" in capsys.readouterr().err
+
+
+def test_bake_target_by_name(project_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INVOKE_BUILDKIT_CACHE", str(project_dir / "cache"))
+    last_build = ImageResolver(settings=load_settings(), commands=Scripted()).last_build
+    last_build.start(
+        RecordedImage(name=name, platforms=("linux/386",), bake_files=("b.json",)) for name in PLATFORMS
+    )
+    for name in PLATFORMS:
+        path = write_archive(hello(["linux/386"]), project_dir / f"{name}.tar")
+        output = Output(type="oci", dest=str(path))
+        result = BuildResult(digest="", outputs=(output,), platforms=(), builder="", bases="", seconds=0.0)
+        last_build.finish(name, result)
+    assert verify_arch(Context(), image="web").subject == f"oci-archive:{project_dir}/web.tar"
+    assert len(verify_arch(Context(), image=["web", "tool"]).images) == 2

@@ -45,6 +45,22 @@ def test_usage_error(args: tuple[str, ...], message: str, capsys: pytest.Capture
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
+@pytest.mark.parametrize("args", [("nonsense",), ("verify-arch", "--nonsense"), ("doctor", "--platform")])
+def test_usage_error_in_json(
+    args: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flags, is_json in ((["--json"], True), (["--json", "--complete"], False), (["--json=false"], False)):
+        monkeypatch.setattr("sys.argv", ["buildkit-tasks", *flags, *args])
+        assert run_program(*args) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ")
+        assert bool(captured.out) == is_json
+        if is_json:
+            document = json.loads(captured.out)
+            assert (document["ok"], document["exit_code"]) == (False, 2)
+            assert f"error: {document['error']}" in captured.err
+
+
 @pytest.mark.parametrize("args", [(), ("--help",), ("--list",), ("--version",), ("--help", "doctor")])
 def test_success(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_program(*args) == 0

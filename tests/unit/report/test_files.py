@@ -60,8 +60,11 @@ def test_check_report_paths(tmp_path: Path) -> None:
 
 def test_parent_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="was not written"):
-        renderers.write_reports(matrix(), [tmp_path / "file" / "r.json"])
+    path = tmp_path / "file" / "r.json"
+    with pytest.raises(UsageError) as excinfo:
+        renderers.check_report_paths([path])
+    assert excinfo.value.message == f"{path} cannot be written: {tmp_path / 'file'} is not a directory"
+    assert excinfo.value.hint == '--report="$(mktemp -d)"/r.json'
 
 
 def test_full_disk_keeps_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

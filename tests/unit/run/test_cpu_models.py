@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.config.settings import Settings, load_settings, override_settings
 from buildkit_tasks.errors import EmulatorError, UsageError
 from buildkit_tasks.platforms import Machine, Platform, parse_platforms
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS
@@ -29,7 +30,8 @@ def check(
     commands = Scripted()
     for name, (status, stderr) in (("x86_64", amd64), ("arm", arm)):
         commands.expect(f"/q/qemu-{name} -cpu {cpu} *", returncode=status, stderr=stderr)
-    check_cpu_model(cpu, PLATFORMS, find_qemu, commands)
+    settings = load_settings({"cpu": cpu}, flag_names={"cpu": "--cpu"}, environ={}, folder=Path("/nosuch"))
+    check_cpu_model(settings, PLATFORMS, find_qemu, commands)
     return commands
 
 
@@ -60,6 +62,34 @@ def test_model_of_other_platforms() -> None:
     assert excinfo.value.hint == "--platform=linux/arm/v6,linux/arm/v7"
 
 
+SOURCES = [
+    pytest.param(load_settings({"cpu": "flor"}, environ={}), "command line: cpu = 'flor'", id="python"),
+    pytest.param(
+        load_settings(environ={"INVOKE_BUILDKIT_CPU": "flor"}), "INVOKE_BUILDKIT_CPU=flor", id="environment"
+    ),
+    pytest.param(
+        load_settings(invoke={"cpu": "flor"}, environ={}),
+        "Invoke's configuration: buildkit: cpu = 'flor'",
+        id="invoke",
+    ),
+    pytest.param(
+        override_settings(Settings(), {"cpu": "flor"}, "run_on_platform"),
+        "run_on_platform: cpu = 'flor'",
+        id="call",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "label"), SOURCES)
+def test_source_is_named(settings: Settings, label: str) -> None:
+    commands = Scripted()
+    commands.expect("*", returncode=1, stderr=UNKNOWN.replace("x", "flor"))
+    with pytest.raises(UsageError) as excinfo:
+        check_cpu_model(settings, PLATFORMS[:1], qemu, commands)
+    assert excinfo.value.message.startswith(f"{label}: linux/amd64: ")
+    assert "--cpu" not in str(excinfo.value)
+
+
 def test_unknown_feature() -> None:
     with pytest.raises(UsageError, match=r"Property 'arm-cpu\.sse' not found"):
         check(
@@ -78,5 +108,5 @@ def test_without_emulator() -> None:
     assert check("x", amd64=(1, UNKNOWN), find_qemu=lambda _: None).calls == []
     commands = Scripted()
     commands.expect("*", error=EmulatorError("no such program"))
-    check_cpu_model("x", PLATFORMS, qemu, commands)
-    check_cpu_model("x", [Platform("windows", "amd64")], qemu, Scripted())
+    check_cpu_model(Settings(cpu="x"), PLATFORMS, qemu, commands)
+    check_cpu_model(Settings(cpu="x"), [Platform("windows", "amd64")], qemu, Scripted())
