@@ -8,6 +8,7 @@ The exit codes are part of the public interface: 1 a check, build or run failed;
 from __future__ import annotations
 
 from buildkit_tasks.hints import format_hint
+from buildkit_tasks.printable import escape_message
 
 __all__ = [
     "BuildFailed",
@@ -28,7 +29,10 @@ __all__ = [
 
 
 class BuildkitTasksError(Exception):
-    """Base class: a message, the platform that it is about, and a hint, which is printed after ``try:``."""
+    """Base class: a message, the platform that it is about, and a hint, which is printed after ``try:``.
+
+    ``str(error)`` is printable, wherever it is shown; ``message`` has the text as it is.
+    """
 
     exit_code = 1
 
@@ -40,7 +44,7 @@ class BuildkitTasksError(Exception):
 
     def __str__(self) -> str:
         prefix = f"{self.platform}: " if self.platform is not None else ""
-        return f"{prefix}{self.message}{format_hint(self.hint)}"
+        return escape_message(f"{prefix}{self.message}{format_hint(self.hint)}")
 
 
 class CheckFailed(BuildkitTasksError):

@@ -25,6 +25,7 @@ from nox.logger import logger
 from buildkit_tasks.config.settings import load_settings
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.printable import escape_output
 from buildkit_tasks.system.lock import run_once
 from buildkit_tasks.system.parent_death import signal_on_parent_death
 from buildkit_tasks.system.process import Process
@@ -236,7 +237,7 @@ def _check_tests(session: nox.Session, args: Sequence[str], env: Mapping[str, st
         [sys.executable, "-m", "pytest", *argv], _session_env(session, env), subprocess.PIPE
     )
     if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
-        logger.error(output.strip() or f"pytest ended with status {status}")
+        logger.error(escape_output(output.strip()) or f"pytest ended with status {status}")
         session.error("pytest would run no test with these arguments")
 
 

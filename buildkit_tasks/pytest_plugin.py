@@ -316,18 +316,20 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Report an error of this package at the line of the test, without the frames of this package.
 
+    What the report of a failure quotes of an image is made printable.
     Ctrl-C in a build or another program ends pytest, as anywhere else in a test.
     """
     if call.excinfo is None or _IMAGE not in getattr(item, "fixturenames", ()):
         return (yield)
     from buildkit_tasks.errors import Interrupted
+    from buildkit_tasks.testing.printable_report import escape_report
     from buildkit_tasks.testing.short_traceback import shorten_traceback
 
     if isinstance(call.excinfo.value, Interrupted):
         raise KeyboardInterrupt from call.excinfo.value
 
     with shorten_traceback(item.config, call):
-        return (yield)
+        return escape_report((yield))
 
 
 @pytest.fixture(scope="session")

@@ -256,6 +256,7 @@ def _run_matrix(ctx: TaskContext) -> None:
 def _call_frontend(ctx: TaskContext) -> None:
     """Print what the frontend of each Dockerfile says, as buildx does, and end with its exit status."""
     from buildkit_tasks.pipeline.frontend_calls import call_frontends, make_call_document
+    from buildkit_tasks.printable import escape_message
 
     selection = image_selection(ctx) if _has_multiple_images(ctx) else None
     request = build_request(ctx) if selection is None else None
@@ -265,7 +266,7 @@ def _call_frontend(ctx: TaskContext) -> None:
         if not ctx.json_output and not ctx.dry_run:
             heading = f"{name}:\n" if name else ""
             with tolerate_closed_pipe(sys.stdout):
-                sys.stdout.write(heading + answer.output)
+                sys.stdout.write(escape_message(heading + answer.output))
         if answer.error:
             ctx.notify(f"error: {answer.error}")
         ctx.exit_code = max(ctx.exit_code, answer.error.exit_code if answer.error else answer.exit_code)

@@ -101,7 +101,7 @@ class TaskContext:
     @staticmethod
     def notify(message: str) -> None:
         """Print a message or an error on standard error, redacted and printable."""
-        from buildkit_tasks.report.text import escape_message
+        from buildkit_tasks.printable import escape_message
         from buildkit_tasks.system.command import redact
 
         with tolerate_closed_pipe(sys.stderr):
@@ -223,10 +223,11 @@ def print_error_document(error: BuildkitTasksError) -> None:
 
 
 def _print_document(document: Mapping[str, Any]) -> None:
+    from buildkit_tasks.printable import escape_json
     from buildkit_tasks.report.model import add_schema_version
 
     with tolerate_closed_pipe(sys.stdout):
-        print(json.dumps(add_schema_version(document)))
+        print(escape_json(json.dumps(add_schema_version(document))))
 
 
 def _preload_renderers() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, UsageError
+from buildkit_tasks.printable import escape_json
 from buildkit_tasks.report.model import Report, to_document
 from buildkit_tasks.system.files import check_writable, write_atomically
 
@@ -18,19 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["check_report_paths", "to_json", "write_reports"]
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def to_json(report: Report) -> str:
-    """Return a report as one JSON document.
-
-    A lone surrogate, which is a byte that was not UTF-8, becomes U+FFFD: RFC 8259 has no encoding for
-    it. In ``##[`` the second character is an escape, because GitHub's runner executes ``##[...]``
-    wherever it is in a line of a log.
-    """
+    """Return a report as one printable JSON document."""
     text = json.dumps(to_document(report), indent=2, ensure_ascii=False, allow_nan=False)
-    return _SURROGATES.sub("\ufffd", text).replace("##[", "#\\u0023[") + "\n"
+    return escape_json(text) + "\n"
 
 
 _RENDERERS = {

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from buildkit_tasks.printable import escape_unprintable
 from buildkit_tasks.report.markdown import to_markdown, to_short_markdown
 from buildkit_tasks.report.rows import Problem, Row, describe_problem, limit_problems
 from buildkit_tasks.report.summary import summarize
-from buildkit_tasks.report.text import FULL_REPORT_HINT, escape_unprintable
+from buildkit_tasks.report.text import FULL_REPORT_HINT
 from buildkit_tasks.system.output import tolerate_closed_pipe
 
 if TYPE_CHECKING:

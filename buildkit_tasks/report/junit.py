@@ -6,12 +6,11 @@ junit-10.xsd). Whatever an image prints, the document is well-formed XML 1.0.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.printable import escape_unprintable, refer_to_colons
 from buildkit_tasks.report.rows import Problem, Row, Step, describe_problem
 from buildkit_tasks.report.summary import summarize
-from buildkit_tasks.report.text import escape_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["to_junit"]
 
 # Characters outside the production Char of XML 1.0, section 2.2: references to them are illegal too.
-_ILLEGAL_CHARS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 # A parser reads a carriage return as a newline unless it is a reference (section 2.11), and in
 # an attribute tab and newline as spaces (section 3.3.3).
@@ -105,13 +103,10 @@ def _format_problem(problem: Problem) -> str:
 
 def _format_attributes(**values: str) -> str:
     return "".join(
-        f' {name}="{_replace_illegal(value).translate(_ATTRIBUTE_ESCAPES)}"' for name, value in values.items()
+        f' {name}="{escape_unprintable(value).translate(_ATTRIBUTE_ESCAPES)}"'
+        for name, value in values.items()
     )
 
 
 def _escape_text(text: str) -> str:
-    return _replace_illegal(text).translate(_TEXT_ESCAPES)
-
-
-def _replace_illegal(text: str) -> str:
-    return _ILLEGAL_CHARS.sub(escape_match, text)
+    return refer_to_colons(escape_unprintable(text).translate(_TEXT_ESCAPES))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.printable import escape_message
 from buildkit_tasks.report.rows import Problem, Row, describe_problem
 from buildkit_tasks.report.summary import Summary, summarize
-from buildkit_tasks.report.text import escape_unprintable, to_one_line
+from buildkit_tasks.report.text import to_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -82,7 +83,7 @@ def _format_outputs(row: Row) -> Iterator[str]:
 
 def _fence_text(text: str) -> str:
     """Return a code block whose fence is longer than any run of backticks in the text (CommonMark 4.5)."""
-    safe_text = escape_unprintable(text)
+    safe_text = escape_message(text)
     longest_run = max(map(len, _BACKTICKS.findall(safe_text)), default=0)
     fence = "`" * max(3, longest_run + 1)
     return f"{fence}text\n{safe_text}\n{fence}"

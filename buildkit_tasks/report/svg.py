@@ -10,6 +10,7 @@ import math
 import unicodedata
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.printable import escape_unprintable
 from buildkit_tasks.report.rows import (
     Cell,
     Problem,
@@ -20,7 +21,7 @@ from buildkit_tasks.report.rows import (
     limit_problems,
 )
 from buildkit_tasks.report.summary import Summary, summarize
-from buildkit_tasks.report.text import escape_markup, escape_unprintable, head_lines, tail_lines
+from buildkit_tasks.report.text import escape_markup, head_lines, tail_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

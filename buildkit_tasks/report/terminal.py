@@ -8,6 +8,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING, TextIO
 
+from buildkit_tasks.printable import escape_unprintable
 from buildkit_tasks.report.rows import (
     Cell,
     Problem,
@@ -18,13 +19,7 @@ from buildkit_tasks.report.rows import (
     limit_problems,
 )
 from buildkit_tasks.report.summary import Summary, summarize
-from buildkit_tasks.report.text import (
-    FULL_REPORT_HINT,
-    escape_unprintable,
-    head_lines,
-    tail_lines,
-    to_one_line,
-)
+from buildkit_tasks.report.text import FULL_REPORT_HINT, head_lines, tail_lines, to_one_line
 from buildkit_tasks.system.output import allows_colour
 
 if TYPE_CHECKING:

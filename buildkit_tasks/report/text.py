@@ -1,14 +1,11 @@
-"""Make text from images and tools safe to show.
-
-Whoever builds an image chooses what it prints. Printed as it is, it could move the cursor, reverse
-the reading order, or be executed as a command by the log that it is printed to.
-"""
+"""Lines of printable text for reports: one, the first, the last, and markup."""
 
 from __future__ import annotations
 
 import html
-import re
 from typing import TYPE_CHECKING
+
+from buildkit_tasks.printable import escape_unprintable, refer_to_colons
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,9 +13,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FULL_REPORT_HINT",
     "escape_markup",
-    "escape_match",
-    "escape_message",
-    "escape_unprintable",
     "head_lines",
     "last_line",
     "pluralise",
@@ -28,41 +22,6 @@ __all__ = [
 ]
 
 FULL_REPORT_HINT = "a --report file has them all"
-
-# Control characters except tab and newline; characters that change the reading order (Unicode UAX #9), that
-# have no width (but for the two selectors of emoji), or that some readers take for line ends; lone
-# surrogates; and the second `#` of `##[`, which GitHub's runner executes wherever it is in a line
-# (ActionCommand.TryParse).
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
-    r"\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff"
-    r"\U000e0000-\U000e0fff]"
-    r"|(?<=#)#(?=\[)",
-)
-_MAX_UNIT = 0xFFFF  # the greatest code that four hexadecimal digits express
-# The start of a workflow command, which GitHub's runner executes after blanks too (ActionCommand.TryParseV2).
-_WORKFLOW_COMMAND = re.compile(r"^([^\S\n]*):(?=:)", re.MULTILINE)
-
-
-def escape_match(match: re.Match[str]) -> str:
-    r"""Return the matched character as Python escapes it: ``\x1b``, ``\udc80``."""
-    code = ord(match[0])
-    if code > _MAX_UNIT:
-        return f"\\U{code:08x}"
-    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 - one byte
-
-
-def escape_unprintable(text: str) -> str:
-    """Return the text with escapes instead of unprintable characters; tabs and newlines stay."""
-    return _UNPRINTABLE.sub(escape_match, text.replace("\r\n", "\n"))
-
-
-def escape_message(text: str) -> str:
-    """Return a printable message of which no line is a workflow command.
-
-    Reports need no such escape: they begin no line with text of an image.
-    """
-    return _WORKFLOW_COMMAND.sub(r"\1\\x3a", escape_unprintable(text))
 
 
 def to_one_line(text: str) -> str:
@@ -75,7 +34,7 @@ def escape_markup(text: str) -> str:
 
     What is printable is within the production Char of XML 1.0, section 2.2.
     """
-    return html.escape(escape_unprintable(text))
+    return refer_to_colons(html.escape(escape_unprintable(text)))
 
 
 def last_line(text: str) -> str:

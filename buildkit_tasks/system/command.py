@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EngineError, Interrupted
+from buildkit_tasks.printable import escape_message, escape_output
 from buildkit_tasks.system.output import allows_colour, tolerate_closed_pipe
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _GRACE_SECONDS = 10.0  # between SIGINT and SIGKILL: buildx needs time to cancel
 _WATCH_INTERVAL = 5.0  # seconds between calls of CommandOptions.watch
 _TAIL_LINES = 200  # of a streamed command's output, kept for messages
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # ECMA-48, SGR
 
 _SECRET_PATTERNS = (
@@ -279,8 +281,9 @@ class SubprocessRunner:
         _check_errno(_load_libc().umount2(os.fsencode(mount_point), 0), mount_point)
 
     def _print_command(self, argv: Sequence[str], options: CommandOptions) -> CommandResult:
-        env_assignments = [f"{name}={shlex.quote(value)}" for name, value in options.env.items()]
-        print_bytes_of_paths(redact(" ".join([*env_assignments, shlex.join(argv)])), self.dry_run_output)
+        env_assignments = [f"{name}={_quote_argument(value)}" for name, value in options.env.items()]
+        line = " ".join([*env_assignments, *map(_quote_argument, argv)])
+        print_bytes_of_paths(redact(line), self.dry_run_output)
         return CommandResult(argv=tuple(argv), returncode=0)
 
     def _forward_output(self, child: subprocess.Popen[bytes], tail: deque[str], prefix: str) -> None:
@@ -290,10 +293,29 @@ class SubprocessRunner:
             line = redact(raw_line.decode(errors="replace"))
             # buildx prints the number of warnings in yellow, whatever its environment and --progress are.
             line = line if keep_colours else _COLOUR.sub("", line)
+            # The programs of a build print what they like, through buildx.
+            line = escape_output(line)
             tail.append(line)
             with tolerate_closed_pipe(self.stream_output):
                 self.stream_output.write(prefix + line)
         child.wait()
+
+
+def _quote_argument(argument: str) -> str:
+    """Quote an argument for a shell; with escapes (``$'...'``, POSIX.1-2024) if it would not be printable.
+
+    Names of files that are not UTF-8 stay as they are.
+    """
+    text = _SURROGATE.sub("", argument)
+    if escape_message(text) == text:
+        return shlex.quote(argument)
+    return f"$'{''.join(map(_escape_byte, os.fsencode(argument)))}'"
+
+
+def _escape_byte(byte: int) -> str:
+    character = chr(byte)
+    is_safe = character.isascii() and (character.isalnum() or character in " ,-./=_")
+    return character if is_safe else f"\\{byte:03o}"
 
 
 def _stop_ignoring_interrupts() -> None:

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable
 
+from buildkit_tasks.printable import escape_message
 from buildkit_tasks.system.command import redact
 
 __all__ = ["Notify", "NotifyStream", "log_progress"]
@@ -14,8 +15,8 @@ Notify = Callable[[str], None]
 
 
 def log_progress(message: str) -> None:
-    """Log a message, redacted, with level INFO."""
-    logging.getLogger("buildkit_tasks").info("%s", redact(message))
+    """Log a message, redacted and printable, with level INFO."""
+    logging.getLogger("buildkit_tasks").info("%s", escape_message(redact(message)))
 
 
 class NotifyStream(io.StringIO):

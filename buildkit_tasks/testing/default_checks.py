@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from buildkit_tasks.printable import escape_message
 from buildkit_tasks.testing.skip import report_errors
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def test_image_runs(
 def _fail_if_any(problems: list[str]) -> None:
     """Fail with the problems only: the source of these tests means nothing to who runs them."""
     if problems:
-        pytest.fail("\n".join(problems), pytrace=False)
+        pytest.fail(escape_message("\n".join(problems)), pytrace=False)
 
 
 def _describe_failure(result: RunResult) -> str:

@@ -11,7 +11,8 @@ from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError
 from buildkit_tasks.pipeline.last_build import best_image_name
 from buildkit_tasks.pipeline.multi_image import build_single_image
 from buildkit_tasks.pipeline.pipeline import Pipeline
-from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.printable import escape_message
+from buildkit_tasks.system.command import SubprocessRunner, redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,4 +61,4 @@ def format_skip_reason(error: EngineError | EmulatorError) -> str:
 
 
 def _print_on_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)  # noqa: T201 - pytest captures it
+    print(escape_message(redact(message)), file=sys.stderr, flush=True)  # noqa: T201 - pytest captures it

@@ -49,6 +49,9 @@ def report_errors(config: pytest.Config) -> Iterator[None]:
 
 def skip_or_fail(config: pytest.Config, reason: str) -> NoReturn:
     """Skip the test with the reason, or fail it under ``--arch-require-engine``."""
+    from buildkit_tasks.printable import escape_message
+
+    reason = escape_message(reason)
     if get_option(config, "require-engine"):
         pytest.fail(reason, pytrace=False)
     raise pytest.skip.Exception(reason, _use_item_location=True)  # not the line of this package

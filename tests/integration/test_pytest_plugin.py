@@ -1168,3 +1168,28 @@ def test_name_of_built_in_tests(project: Project) -> None:
     )
     report = (project.path / "j.xml").read_text(encoding="utf-8")
     assert set(re.findall(r'classname="([^"]*)"', report)) == {"buildkit_tasks.testing.default_checks"}
+
+
+HOSTILE_TEST = """
+from buildkit_tasks.errors import MalformedImage
+
+TEXT = "\\x1b[2Jx" + chr(10) + "::stop-commands::y" + chr(10) + "#" "#[error]z" + chr(0x202e)
+
+def test_assertion(multiarch_image):
+    print(TEXT)
+    assert not multiarch_image, TEXT
+
+def test_error(multiarch_image):
+    raise MalformedImage(TEXT)
+"""
+
+
+def test_hostile_text_is_escaped(project: Project) -> None:
+    """In assertions, in captured output and in the messages of our errors."""
+    image = project.add_image("app.tar", "linux/arm64")
+    result = project.run(HOSTILE_TEST, f"--arch-image={image}", "-rf")
+    result.assert_outcomes(failed=2)
+    output = result.stdout.str()
+    assert not {"\x1b", "\u202e"} & set(output)
+    assert "##[" not in output
+    assert not [line for line in output.splitlines() if line.lstrip().startswith("::")]

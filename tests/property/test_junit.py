@@ -6,6 +6,7 @@ from dataclasses import replace
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from buildkit_tasks.printable import escape_unprintable
 from buildkit_tasks.report import to_junit
 from buildkit_tasks.report.model import Outcome, Report
 from buildkit_tasks.report.run_labels import unique_labels
@@ -14,21 +15,6 @@ from tests.support.report_samples import bad_check, bad_run, good_run, on_cpu, r
 # Every code point, lone surrogates included, and the markup of XML.
 SPECIAL = st.sampled_from("\x00\x1b\r\n\t<>&\"']\udc80\uffff")
 ANY_TEXT = st.text(st.characters(exclude_categories=()) | SPECIAL)
-
-
-def is_legal(character: str) -> bool:
-    """Return True for a character of production Char of XML 1.0, section 2.2."""
-    code = ord(character)
-    return (
-        code in (0x9, 0xA, 0xD)
-        or 0x20 <= code <= 0xD7FF
-        or 0xE000 <= code <= 0xFFFD
-        or 0x10000 <= code <= 0x10FFFF
-    )
-
-
-def escape(text: str) -> str:
-    return "".join(char if is_legal(char) else char.encode("unicode_escape").decode() for char in text)
 
 
 def first_case(report: Report) -> ET.Element:
@@ -42,17 +28,17 @@ def first_case(report: Report) -> ET.Element:
 @example("\ud83d\ude00", "\ufffe\U0001ffff")
 def test_run_output_round_trips(stdout: str, stderr: str) -> None:
     case = first_case(run(bad_run("linux/arm64", Outcome.FAILED, stdout=stdout, stderr=stderr)))
-    assert (case.findtext("system-out") or "") == escape(stdout)
-    assert (case.findtext("system-err") or "") == escape(stderr)
+    assert (case.findtext("system-out") or "") == escape_unprintable(stdout)
+    assert (case.findtext("system-err") or "") == escape_unprintable(stderr)
 
 
 @given(ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool))
 def test_checks_round_trip(platform: str, name: str, message: str, path: str) -> None:
     case = first_case(verify(verdict(platform, bad_check(name=name, message=message, path=path))))
-    assert case.attrib["name"] == escape(platform)
+    assert case.attrib["name"] == escape_unprintable(platform)
     failure = case[0]
-    assert failure.attrib == {"message": escape(message), "type": escape(name)}
-    assert f"\npath: {escape(path)}\n" in (failure.text or "")
+    assert failure.attrib == {"message": escape_unprintable(message), "type": escape_unprintable(name)}
+    assert escape_unprintable(f"\npath: {path}\n") in (failure.text or "")
 
 
 @given(st.lists(st.tuples(*[st.sampled_from("ab") | ANY_TEXT] * 3, st.booleans()), min_size=1))
@@ -72,7 +58,7 @@ def test_run_names_are_unique(runs: list[tuple[str, str, str, bool]]) -> None:
         assert name == result.platform or not alone
     root = ET.fromstring(to_junit(run(*results)).encode())  # noqa: S314 - a document made here
     case_names = [case.attrib["name"] for case in root.iter("testcase")]
-    assert case_names == [escape(name) or "run as a whole" for name in names]
+    assert case_names == [escape_unprintable(name) or "run as a whole" for name in names]
 
 
 @given(ANY_TEXT.filter(bool))
@@ -80,4 +66,4 @@ def test_error_round_trips(error: str) -> None:
     root = ET.fromstring(to_junit(stopped(error)).encode())  # noqa: S314 - a document made here
     element = root.find("testsuite[@name='arch-matrix']/testcase/error")
     assert element is not None
-    assert element.attrib["message"] == escape(error)
+    assert element.attrib["message"] == escape_unprintable(error)

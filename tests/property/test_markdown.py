@@ -6,8 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from buildkit_tasks.printable import escape_message
 from buildkit_tasks.report import to_markdown
-from buildkit_tasks.report.text import escape_unprintable, to_one_line, truncate_line
+from buildkit_tasks.report.text import to_one_line, truncate_line
 from tests.support.report_samples import bad_check, bad_run, run, verdict, verify
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def test_text_stays_in_cell_and_block(platform: str, stdout: str) -> None:
     assert [token.type for token in tokens if token.type.startswith("html")] == []
     fences = [token.content for token in tokens if token.type == "fence"]
     assert len(fences) == 1
-    assert fences[0].endswith(f"stdout:\n{escape_unprintable(stdout)}\n" if stdout else "max\n")
+    assert fences[0].endswith(f"stdout:\n{escape_message(stdout)}\n" if stdout else "max\n")
 
 
 @given(ANY_TEXT.filter(str.strip))

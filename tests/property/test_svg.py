@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ET
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from buildkit_tasks.printable import escape_unprintable
 from buildkit_tasks.report import to_svg
 from buildkit_tasks.report.model import Report
-from buildkit_tasks.report.text import escape_unprintable
 from tests.support.report_samples import (
     bad_check,
     bad_run,

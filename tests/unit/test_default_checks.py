@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,3 +52,10 @@ def test_each_run_must_pass() -> None:
         check_runs(samples.good_run("linux/arm64"), samples.bad_run("linux/arm64"))
     with pytest.raises(pytest.fail.Exception, match="nothing was run"):
         check_runs()
+
+
+def test_hostile_output() -> None:
+    result = replace(samples.bad_run("linux/arm64"), stdout="\x1b[2J\n::stop-commands::x\n##[error]")
+    with pytest.raises(pytest.fail.Exception) as excinfo:
+        check_runs(result)
+    assert "\\x1b[2J\n\\x3a:stop-commands::x\n#\\x23[error]" in str(excinfo.value)

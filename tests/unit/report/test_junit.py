@@ -175,8 +175,8 @@ def test_broken_handler() -> None:
 
 
 def test_output_and_time() -> None:
-    case = suites(run(bad_run("linux/arm64", stdout="a\r\nb", stderr="c")))["run"][0]
-    assert case.findtext("system-out") == "a\r\nb"
+    case = suites(run(bad_run("linux/arm64", stdout="a\r\nb\u202e\x9b", stderr="c")))["run"][0]
+    assert case.findtext("system-out") == "a\nb\\u202e\\x9b"
     assert case.findtext("system-err") == "c"
     assert case.attrib["time"] == "0.500"
 

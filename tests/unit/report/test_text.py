@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from buildkit_tasks.report.text import escape_message, escape_unprintable, last_line, tail_lines, to_one_line
+from buildkit_tasks.printable import escape_message, escape_unprintable
+from buildkit_tasks.report.text import last_line, tail_lines, to_one_line
 
 
 def test_escape_unprintable() -> None:
