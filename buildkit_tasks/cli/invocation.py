@@ -163,14 +163,14 @@ class TaskContext:
         """Return the error for a file of the cache directory that this user may not write, else None."""
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not isinstance(error.filename, str):
             return None
-        from buildkit_tasks.config.settings import cache_error, cache_folder
+        from buildkit_tasks.config.settings import cache_error, cache_path
 
         try:
             settings = self.settings
         except (BuildkitTasksError, OSError):  # the error may be from reading them
             return None
         path, reason = Path(error.filename), error.strerror or str(error)
-        return cache_error(settings, path, reason) if _is_at(path, cache_folder(settings)) else None
+        return cache_error(settings, path, reason) if _is_at(path, cache_path(settings)) else None
 
     def show_error(self, error: BuildkitTasksError) -> int:
         """Print an error once, redacted, and return its exit code."""

@@ -23,7 +23,7 @@ __all__ = ["USER_KEYS", "confine_paths", "find_pyproject", "refuse_user_keys"]
 USER_KEYS = {"cache": "the programs in that folder are run on this machine"}
 """Keys that a repository may not set, and why."""
 _PATH_KEYS = ("context", "file", "buildkitd_config")
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|git@")
+_REMOTE = re.compile(r"(?:https?|git|ssh)://|git@")  # contexts that buildx does not read on this machine
 _STANDARD_INPUT = "-"
 _MARK = ".git"  # a folder, or a file in a worktree or a submodule
 
@@ -51,9 +51,9 @@ def find_pyproject(folder: Path) -> Path | None:
 
 
 def _is_trusted(path: Path, folder: Path) -> bool:
-    """Return True if a file belongs to this user, to root, or to the owner of the folder the user is in."""
+    """Return True if a file, and a link to it, belong to this user, root, or the owner of the folder."""
     owners = {folder.stat().st_uid} if folder.exists() else set()
-    return path.stat().st_uid in owners | {os.geteuid(), 0}
+    return {path.stat().st_uid, path.lstat().st_uid} <= owners | {os.geteuid(), 0}
 
 
 def refuse_user_keys(values: Mapping[str, Any], keys: Collection[str], label: str) -> None:

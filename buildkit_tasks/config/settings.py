@@ -8,6 +8,7 @@ and images are arrays of tables, which only files and Invoke's configuration can
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -45,6 +46,7 @@ __all__ = [
     "SmokeCheck",
     "cache_error",
     "cache_folder",
+    "cache_path",
     "check_section_keys",
     "check_section_names",
     "create_cache_folder",
@@ -430,7 +432,7 @@ def cache_folder(settings: Settings) -> Path:
 
     Programs in it are run. Raises :class:`CacheError` if other users can write to it.
     """
-    folder = _find_cache_folder(settings)
+    folder = cache_path(settings)
     if reason := _explain_untrusted(folder):
         is_own = folder.stat().st_uid == os.geteuid()
         hint = f"chmod -R go-w {shlex.quote(str(folder))}" if is_own else _new_cache_hint(settings)
@@ -438,7 +440,8 @@ def cache_folder(settings: Settings) -> Path:
     return folder
 
 
-def _find_cache_folder(settings: Settings) -> Path:
+def cache_path(settings: Settings) -> Path:
+    """Return the path of the cache directory, whoever may write there."""
     if settings.cache:
         return expand_home(settings.cache).absolute()
     import platformdirs
@@ -460,8 +463,13 @@ def writable_cache_folder(settings: Settings) -> Path:
 def create_cache_folder(settings: Settings) -> Path:
     """Return :func:`writable_cache_folder`, which is created if it does not exist, closed to other users."""
     folder = writable_cache_folder(settings)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process was faster, perhaps another user's
+            each.mkdir(mode=0o700)
+    if missing:
+        _explain_untrusted.cache_clear()
+    return cache_folder(settings)
 
 
 def cache_error(settings: Settings, path: Path, reason: str) -> CacheError:

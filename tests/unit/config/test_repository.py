@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -39,6 +41,33 @@ def test_cache_of_repository(repository: Path) -> None:
         " folder are run on this machine"
     )
     assert (error.exit_code, error.hint) == (2, "export INVOKE_BUILDKIT_CACHE='./evil cache'")
+
+
+def test_context_like_a_url(repository: Path) -> None:
+    """buildx takes it as a path, and the folder ``x:`` may exist."""
+    (repository / "x:").mkdir()
+    write(repository, "context = 'x://../../other'")
+    with pytest.raises(SettingsError, match="leads out of the repository"):
+        load_settings(environ={}, folder=repository)
+
+
+@needs_root
+def test_link_of_another_user(tmp_path: Path) -> None:
+    write(tmp_path, "timeout = 5").rename(tmp_path / "other.toml")
+    (tmp_path / "pyproject.toml").symlink_to("other.toml")
+    os.lchown(tmp_path / "pyproject.toml", NOBODY, NOBODY)
+    with pytest.raises(SettingsError, match="belongs to another user"):
+        find_pyproject(tmp_path)
+
+
+def test_modules_of_repository(repository: Path) -> None:
+    """``python -m`` looks in the current folder first; other modules than our package are not imported."""
+    for name in ("invoke", "platformdirs", "json"):
+        (repository / f"{name}.py").write_text("open('mark', 'w')", encoding="utf-8")
+    argv = [sys.executable, "-m", "buildkit_tasks", "--list"]
+    done = subprocess.run(argv, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (repository / "mark").exists()
 
 
 @pytest.mark.parametrize("cache", ["mine", ""])

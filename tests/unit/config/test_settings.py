@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pwd
 import shlex
 import subprocess
@@ -619,3 +620,26 @@ def test_images_from_environment(project_dir: Path, variable: str) -> None:
 
 def test_repeated_flag_for_text_key(project_dir: Path) -> None:
     assert load_settings({"target": ["a", "b"]}, environ={}, folder=project_dir).target == "a,b"
+
+
+def test_new_cache_is_private(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        folder = create_cache_folder(Settings(cache=str(tmp_path / "new/cache")))
+    finally:
+        os.umask(umask)
+    assert [each.stat().st_mode & 0o777 for each in (folder, folder.parent)] == [0o700, 0o700]
+
+
+def test_cache_made_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another user has made in a sticky directory after the check is not used."""
+    make_folder = Path.mkdir
+
+    def make_faster(path: Path, mode: int = 0o777) -> None:
+        make_folder(path, mode)
+        path.chmod(0o777)
+        raise FileExistsError
+
+    monkeypatch.setattr(Path, "mkdir", make_faster)
+    with pytest.raises(CacheError, match="other users can write to it"):
+        create_cache_folder(Settings(cache=str(tmp_path / "cache")))
