@@ -68,13 +68,14 @@ def fuzz_target(
             f"--corpus={corpus}", f"--driver={driver}", f"--table={table}",
         ]  # fmt: skip
         started = time.monotonic()
-        status, output = _run_process(argv, runs * _SECONDS_PER_RUN + _SECONDS_TO_START)
+        status, output = _run_process(argv, runs * _SECONDS_PER_RUN + _SECONDS_TO_START, directory)
         seconds = time.monotonic() - started
         return _parse_output(target, status, output, seconds, _read_artifact(Path(directory)))
 
 
-def _run_process(argv: list[str], timeout: float) -> tuple[int, str]:
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+def _run_process(argv: list[str], timeout: float, directory: str) -> tuple[int, str]:
+    # libFuzzer ends the process without a clean-up, so temporary files go where they are removed here.
+    environment = {**os.environ, "TMPDIR": directory, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     # Start through a shell: a program's peak RSS starts at that of the process that called exec
     # (fs/exec.c, exec_mmap), and a test session may have used more than a target may.
     shell = ["sh", "-c", '"$@"; exit $?', "sh"]
