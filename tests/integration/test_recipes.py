@@ -128,7 +128,9 @@ def test_new_option(checkout: Checkout) -> None:
     checkout.insert(request, '        "file": request.file,', *scalars)
     checkout.insert(f"{package}/pipeline/pipeline.py", "file=settings.file,", "frames=settings.frames,")
     checkout.insert(f"{package}/cli/requests.py", "_SCALAR_FIELDS = (", '    "wobble",')
-    checkout.insert(f"{package}/pipeline/api.py", "    sbom: str | bool", "    frames: str", "    wobble: bool")
+    checkout.insert(
+        f"{package}/pipeline/api.py", "    sbom: str | bool", "    frames: str", "    wobble: bool"
+    )
     checkout.python("docs/tables.py")
     checkout.replace("docs/settings.md", "(not described)", "The number of frames")
     rows = ("| `--frames` | yes | |", "| `--wobble` | yes | |")

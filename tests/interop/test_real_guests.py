@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from buildkit_tasks.errors import EngineError
+from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.platforms import Platform
 from tests.failures.private_binfmt import require_private_binfmt
 from tests.support.debian_root import make_debian_layer
-from tests.support.oci import MemoryImage, add_platform, write_archive
+from tests.support.oci import LAYER_GZIP, Json, MemoryImage, platform_json, put_manifest, write_archive
 from tests.support.project import Project
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]
@@ -64,6 +66,17 @@ def _sandbox() -> None:
     require_private_binfmt()
 
 
+def put_platform(memory: MemoryImage, platform: str, layer: bytes, command: list[str]) -> Json:
+    """Store an image, compressed quickly, and return its index entry: some layers have 300 MB."""
+    config = {
+        **platform_json(platform),
+        "config": {"Cmd": command},
+        "rootfs": {"type": "layers", "diff_ids": [str(Digest.from_bytes(layer))]},
+    }
+    layers = [memory.put(gzip.compress(layer, 1), LAYER_GZIP)]
+    return {**put_manifest(memory, config, layers), "platform": platform_json(platform)}
+
+
 @pytest.mark.parametrize(("platform", "name"), _CASES)
 def test_guest(
     platform: str, name: str, project: Project, tmp_path: Path, pytestconfig: pytest.Config
@@ -77,7 +90,7 @@ def test_guest(
         pytest.skip(f"Debian's {guest.package} is not available: {error}")
     command = [each.replace("{musl}", _MUSL_NAMES[parsed.architecture]) for each in guest.command]
     memory = MemoryImage()
-    memory.set_index([add_platform(memory, platform, [layer], Cmd=command)])
+    memory.set_index([put_platform(memory, platform, layer, command)])
     archive = write_archive(memory, tmp_path / "image.tar")
     options = ("--runner=sandbox", "--timeout=300", f"--expect-exit={guest.exit_code}")
     (result,) = project.json("run-emulated", f"oci-archive:{archive}", *options)["results"]
