@@ -5,7 +5,6 @@ Layers are read forward only and scanned in memory; nothing is written to disk.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,12 +55,13 @@ class LayerScanCache:
     def __init__(self, source: Source, limits: Limits = LIMITS) -> None:
         self._source = source
         self._limits = limits
-        self._scans: dict[tuple[Descriptor, str], LayerScan | BuildkitTasksError] = {}
+        self._scans: dict[tuple[object, ...], LayerScan | BuildkitTasksError] = {}
         self._trees: dict[tuple[Digest, ...], FileNode] = {(): FileNode.make_directory()}
 
     def get(self, layer: Descriptor, algorithm: str = "sha256") -> LayerScan:
         """Return the layer's scan, or raise the error of :func:`scan_layer`; each layer is read once."""
-        key = (dataclasses.replace(layer, annotations={}), algorithm)
+        # Only what reading it depends on: an image can name a layer often, with other URLs or annotations.
+        key = (layer.media_type, layer.digest, layer.size, bool(layer.urls), algorithm)
         if key not in self._scans:
             self._scans[key] = self._try_scan(layer, algorithm)
         scan = self._scans[key]

@@ -7,6 +7,8 @@ import os
 import tarfile
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -297,6 +299,27 @@ def test_shared_scan_is_not_changed() -> None:
     images = [flatten_layers(image, entry, scans) for _, entry in image.platform_manifests]
     assert [list_names(each, "/d") for each in images] == [["a", "b"], []]
     assert memory.opened.count(str(Digest.from_bytes(gzip.compress(base, mtime=0)))) == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"urls": ("https://example.org/1", "https://example.org/2")},
+        {"annotations": {"a": "1"}},
+        {"artifact_type": "text/plain"},
+        {"os_version": "10"},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_layer_that_is_named_again(more: dict[str, Any]) -> None:
+    """It is read once, whatever else its descriptors say; an image may have thousands of them."""
+    memory = MemoryImage()
+    layer = descriptor(memory.put(make_tar({"a": b"1"}), LAYER_TAR))
+    scans = LayerScanCache(memory)
+    urls = [{**more, "urls": (each,)} for each in more.get("urls", ())]
+    for values in urls or [more, {}]:
+        scans.get(replace(layer, **values))
+    assert memory.opened == [str(layer.digest)]
 
 
 def test_hard_link() -> None:
