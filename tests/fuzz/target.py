@@ -20,7 +20,7 @@ class Target:
     ``check_error`` get the input and what ``read`` returned or raised; if they raise, the case fails.
     ``tokens`` are the dictionary of the fuzzer, ``mutate`` derives one well-formed input from another.
     ``max_len`` is the reader's own limit, or as much as can be read in a case; ``runs`` is the number of
-    cases in the tests.
+    cases in the tests, which make fewer of large ones.
     """
 
     name: str
