@@ -67,7 +67,7 @@ _ENVIRONMENT_PREFIX = "INVOKE_BUILDKIT_"
 _KEY_OF_VARIABLE = {"DOCKER_DEFAULT_PLATFORM": "platforms", "BUILDX_BUILDER": "name"}
 
 
-_explain_untrusted = functools.cache(explain_untrusted)
+_explain_untrusted = functools.cache(explain_untrusted)  # the folder does not change while a task runs
 
 
 class SettingOrigin(enum.IntEnum):
@@ -232,12 +232,12 @@ def _confine_to_repository(
     label = _format_label(pyproject)
     refuse_user_keys(values, names, label)
     own = confine_paths({name: values[name] for name in names}, pyproject, folder, label)
-    for name in own.keys() & {"images"}:
-        own[name] = tuple(
+    if "images" in own:
+        own["images"] = tuple(
             dataclasses.replace(
                 each, values=confine_paths(each.values, pyproject, folder, f"{label} {each.name}")
             )
-            for each in own[name]
+            for each in own["images"]
         )
     return own
 

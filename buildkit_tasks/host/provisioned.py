@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import EngineError, LimitExceeded
+from buildkit_tasks.hints import translate_commands
 from buildkit_tasks.host.emulation.qemu import qemu_packages, qemu_prefix
 from buildkit_tasks.host.engine.daemon import TOOLS_PACKAGES, tools_prefix
 from buildkit_tasks.host.engine.private import ENGINE_PACKAGES, engine_prefix, is_private_engine_running
@@ -68,7 +69,7 @@ def _renew(
 ) -> bool:
     age = f"{packages.names} in the cache are {packages.days} days old"
     if packages.prefix == engine_prefix(settings) and is_private_engine_running(settings):
-        notify(f"{age}; `inv stop-engine --keep-state` and `inv setup-builder` fetch them again")
+        notify(translate_commands(f"{age}: `inv stop-engine --keep-state`, then `inv setup-builder`"))
         return False
     notify(f"{age}: fetching them again")
     try:

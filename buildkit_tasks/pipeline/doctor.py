@@ -203,7 +203,7 @@ def _check_packages(pipeline: Pipeline) -> Iterator[Finding]:
     """Tell which packages in the cache miss security updates; they work."""
     for old in find_old_packages(pipeline.settings):
         message = f"{old.names} in the cache are {old.days} days old: `inv setup-builder` fetches them again"
-        yield Finding(name="packages", ok=True, message=message)
+        yield Finding(name="packages", ok=True, message=translate_commands(message))
 
 
 def _check_registry(engine: Engine) -> Finding:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
-from buildkit_tasks.platforms import Platform
+from buildkit_tasks.host.emulation.qemu import QemuFinder
+from buildkit_tasks.platforms import Machine, Platform
+from buildkit_tasks.run.sandbox.supervisor import GuestExit, SandboxRun, Supervisor
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import fetch_newest_package
 from tests.failures.private_binfmt import require_private_binfmt
@@ -31,6 +33,14 @@ BusyboxImage = Callable[..., str]
 def _sandbox() -> None:
     """Skip if the kernel is too old."""
     require_private_binfmt()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The root of a guest without an image: the directories that are mounted on."""
+    for name in ("dev", "proc", "tmp"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    return tmp_path / "root"
 
 
 @pytest.fixture
@@ -68,6 +78,21 @@ def read_busybox(platform: str) -> bytes:
 
 def _notify(message: str) -> None:
     print(message, file=sys.stderr)  # noqa: T201 - pytest shows it if the test fails
+
+
+def find_qemu(machine: Machine) -> Path:
+    commands = SubprocessRunner(dry_run_output=sys.stderr)
+    path = QemuFinder(settings=load_settings(), commands=commands, notify=_notify).find(machine)
+    assert path is not None
+    return path
+
+
+def run_program(supervisor: Supervisor, root: Path, data: bytes, timeout: float = 60) -> GuestExit:
+    """Run a program as the only file of a guest's root."""
+    (root / "main").unlink(missing_ok=True)
+    (root / "main").write_bytes(data)
+    (root / "main").chmod(0o755)
+    return supervisor.run(SandboxRun(root=root, candidates=("/main",), argv=("/main",), env={}), timeout)
 
 
 def run_command(project: Project, image: str, command: str, *options: str, expect: int = 0) -> list[str]:

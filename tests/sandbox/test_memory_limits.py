@@ -7,21 +7,17 @@ root's guests too, whose ids differ from init's.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.config.settings import load_settings
-from buildkit_tasks.host.emulation.qemu import QemuFinder
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.run.sandbox import supervisor as supervisor_module
 from buildkit_tasks.run.sandbox.cgroups import CgroupParent, find_cgroup_parents
-from buildkit_tasks.run.sandbox.supervisor import GuestExit, SandboxRun, Supervisor
-from buildkit_tasks.system.command import SubprocessRunner
-from tests.sandbox.conftest import BusyboxImage, run_command
+from buildkit_tasks.run.sandbox.supervisor import Supervisor
+from tests.sandbox.conftest import BusyboxImage, find_qemu, run_command, run_program
 from tests.support import guests
 from tests.support.bombs import BOMBS, bomb
 from tests.support.nobody import Nobody, create_nobody
@@ -52,23 +48,10 @@ def supervisor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         yield started
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for name in ("dev", "proc", "tmp"):
-        (tmp_path / "root" / name).mkdir(parents=True)
-    return tmp_path / "root"
-
-
-def run(supervisor: Supervisor, root: Path, data: bytes, timeout: float = 60) -> GuestExit:
-    (root / "main").write_bytes(data)
-    (root / "main").chmod(0o755)
-    return supervisor.run(SandboxRun(root=root, candidates=("/main",), argv=("/main",), env={}), timeout)
-
-
 @pytest.mark.parametrize("name", list(BOMBS))
 def test_bomb(supervisor: Supervisor, root: Path, name: str) -> None:
     expected = (LIMITED if supervisor._cgroup_parents else COUNTED)[name]
-    ended = run(supervisor, root, bomb(AMD64, name))
+    ended = run_program(supervisor, root, bomb(AMD64, name))
     assert (ended.limit_exceeded, ended.timed_out) == (expected, False)
     assert ended.exit_code == 137
     assert ended.seconds > 0
@@ -76,18 +59,15 @@ def test_bomb(supervisor: Supervisor, root: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", EMULATED)
 def test_emulated_bomb(supervisor: Supervisor, root: Path, name: str) -> None:
-    commands = SubprocessRunner(dry_run_output=sys.stderr)
     machine = Platform.parse(ARM64).machine
-    qemu = QemuFinder(settings=load_settings(), commands=commands, notify=print).find(machine)
-    assert qemu is not None
-    supervisor.register(machine, qemu)
+    supervisor.register(machine, find_qemu(machine))
     expected = (LIMITED if supervisor._cgroup_parents else COUNTED)[name]
-    assert run(supervisor, root, bomb(ARM64, name)).limit_exceeded == expected
+    assert run_program(supervisor, root, bomb(ARM64, name)).limit_exceeded == expected
 
 
 @pytest.mark.parametrize("in_child", [False, True])
 def test_private_memory(supervisor: Supervisor, root: Path, in_child: bool) -> None:
-    assert run(supervisor, root, guests.memory_hog(AMD64, in_child=in_child)).limit_exceeded == MEMORY
+    assert run_program(supervisor, root, guests.memory_hog(AMD64, in_child=in_child)).limit_exceeded == MEMORY
 
 
 @pytest.fixture
@@ -101,7 +81,9 @@ def parents() -> tuple[CgroupParent, ...]:
 def test_group_is_removed(root: Path, parents: tuple[CgroupParent, ...], end: str) -> None:
     with Supervisor() as started:
         timeout = 1 if end == "timeout" else 60
-        thread = threading.Thread(target=run, args=(started, root, guests.ignore_signals(AMD64), timeout))
+        thread = threading.Thread(
+            target=run_program, args=(started, root, guests.ignore_signals(AMD64), timeout)
+        )
         thread.start()
         wait_until(lambda: _find_groups(parents, started._process.pid))
         groups = _find_groups(parents, started._process.pid)

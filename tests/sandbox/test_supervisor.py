@@ -27,13 +27,11 @@ def supervisor() -> Iterator[Supervisor]:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for name in ("dev", "proc", "tmp"):
-        (tmp_path / "root" / name).mkdir(parents=True)
-    (tmp_path / "root/main").write_bytes(program("linux/amd64", 7))
-    (tmp_path / "root/main").chmod(0o755)
-    (tmp_path / "root/link").symlink_to("/proc/self/exe")
-    return tmp_path / "root"
+def root(root: Path) -> Path:
+    (root / "main").write_bytes(program("linux/amd64", 7))
+    (root / "main").chmod(0o755)
+    (root / "link").symlink_to("/proc/self/exe")
+    return root
 
 
 def guest(root: Path, *argv: str, working_dir: str = "/") -> SandboxRun:

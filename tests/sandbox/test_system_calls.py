@@ -5,18 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.config.settings import load_settings
-from buildkit_tasks.host.emulation.qemu import QemuFinder
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.run.sandbox.seccomp import DENIED, NUMBERS, Rule, build_filter
-from buildkit_tasks.run.sandbox.supervisor import SandboxRun, Supervisor
-from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.run.sandbox.supervisor import Supervisor
+from tests.sandbox.conftest import find_qemu, run_program
 from tests.support.bpf import ALLOW, evaluate
 from tests.support.project import program
 
@@ -30,22 +27,8 @@ pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="machine 
 @pytest.fixture(scope="module")
 def supervisor() -> Iterator[Supervisor]:
     with Supervisor() as started:
-        started.register(ARM64, find_qemu())
+        started.register(ARM64, find_qemu(ARM64))
         yield started
-
-
-def find_qemu() -> Path:
-    commands = SubprocessRunner(dry_run_output=sys.stderr)
-    path = QemuFinder(settings=load_settings(), commands=commands, notify=print).find(ARM64)
-    assert path is not None
-    return path
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for name in ("dev", "proc", "tmp"):
-        (tmp_path / "root" / name).mkdir(parents=True)
-    return tmp_path / "root"
 
 
 def system_call(platform: str, number: int, first: int, second: int) -> bytes:
@@ -66,10 +49,7 @@ def system_call(platform: str, number: int, first: int, second: int) -> bytes:
 
 
 def exit_code(supervisor: Supervisor, root: Path, data: bytes) -> int:
-    (root / "main").unlink(missing_ok=True)
-    (root / "main").write_bytes(data)
-    (root / "main").chmod(0o755)
-    return supervisor.run(SandboxRun(root=root, candidates=("/main",), argv=("/main",), env={}), 10).exit_code
+    return run_program(supervisor, root, data).exit_code
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if NUMBERS[name][0] >= 0])

@@ -104,7 +104,9 @@ class EmulatorManager:
 
     def remove_handlers(self, prefix: Path) -> None:
         """Remove the handlers whose emulators are below a directory: the kernel keeps those files open."""
-        if self._remote_engine is None and self.handler_table.is_writable:
+        if self._remote_engine is not None or not self.handler_table.is_writable:
+            return
+        with file_lock(cache_folder(self.settings) / ".binfmt.lock", dry_run=self.commands.dry_run):
             for handler in self.handler_table.read_handlers():
                 if Path(handler.interpreter).is_relative_to(prefix):
                     self.handler_table.remove(handler)
