@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.support.growth import assert_linear
+
+
+def sum_numbers(count: int) -> int:
+    return sum(range(count))
+
+
+def sum_pairs(count: int) -> int:
+    return sum(sum(range(count)) for _ in range(count))
+
+
+def test_linear() -> None:
+    assert_linear(sum_numbers, lambda size: size, 2_000_000)
+
+
+def test_quadratic() -> None:
+    with pytest.raises(AssertionError, match="s for a size of 2000, .* s for half of it"):
+        assert_linear(sum_pairs, lambda size: size, 2000)
