@@ -9,8 +9,9 @@ def sum_numbers(count: int) -> int:
     return sum(range(count))
 
 
-def sum_pairs(count: int) -> int:
-    return sum(sum(range(count)) for _ in range(count))
+def sum_to_square(count: int) -> int:
+    """Cost as much with tracing, under coverage.py, as without."""
+    return sum(range(count * count))
 
 
 def test_linear() -> None:
@@ -19,4 +20,4 @@ def test_linear() -> None:
 
 def test_quadratic() -> None:
     with pytest.raises(AssertionError, match=r"s for a size of 4000, .* s for half of it"):
-        assert_linear(sum_pairs, lambda size: size, 4000)
+        assert_linear(sum_to_square, lambda size: size, 4000)
